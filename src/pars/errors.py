@@ -1,0 +1,37 @@
+"""
+The exceptions that people see, as one small tree.
+
+    ParsError            anything `pars` says in one clear line; the command line exits with 2
+    ├── DataError        a file, row or field is not what it must be
+    ├── RankerError      a ranker folder or checkpoint is missing, damaged or of the wrong kind
+    └── MissingExtra     the command needs an optional dependency that is not installed
+"""
+
+from pathlib import Path
+
+
+class ParsError(Exception):
+    """One clear line for a person: what is wrong, where, and what would be right."""
+
+    exit_code = 2
+
+
+class DataError(ParsError):
+    """Input data is not what it must be."""
+
+    @classmethod
+    def at(cls, path: Path | str, problem: str, *, row: int | None = None) -> "DataError":
+        """An error that names its place: `FILE, row 3: PROBLEM` (rows count from 1)."""
+        place = f"{path}" if row is None else f"{path}, row {row}"
+        return cls(f"{place}: {problem}")
+
+
+class RankerError(ParsError):
+    """A ranker cannot be loaded or scored with."""
+
+
+class MissingExtra(ParsError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, feature: str, extra: str) -> None:
+        super().__init__(f"{feature} needs the '{extra}' extra: pip install 'pars-llm[{extra}]'")

@@ -1,0 +1,202 @@
+"""Torch to a portable ranker folder: an ONNX graph, the tokenizer, and what scoring must know."""
+
+import contextlib
+import io
+import logging
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pars import __version__
+from pars.errors import ParsError, RankerError
+from pars.learn.calibration import calibrate
+from pars.learn.lite_graph import lite_graph
+from pars.learn.models import EncoderModel, LiteModel, PromptModel
+from pars.learn.records import length_unit_of, read_data
+from pars.metrics import bootstrap, pair_sums
+from pars.ranker import INFO_FILE, MODEL_FILE, TOKENIZER_FILE, Ranker, RankerInfo
+
+LARGEST_DISAGREEMENT = 1e-4  # between torch and ONNX Runtime, in score
+PROBES = ["What is two and two?", "Write a long story about the sea.\n\nUse 3 chapters. " * 8, ""]
+
+
+def export_ranker(
+    model: PromptModel,
+    folder: Path,
+    *,
+    model_name: str,
+    length_unit: str = "tokens",
+    tau_b: dict[str, float | None] | None = None,
+    trained_on: dict[str, Any] | None = None,
+    calibration: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None,
+) -> RankerInfo:
+    """
+    Write `folder` anew: it appears whole, after the graph's scores were compared with torch's.
+
+    Args:
+        calibration: held-out scores and answer lengths [num_prompts], in `length_unit`.
+
+    Raises:
+        RankerError: the graph's scores differ from torch's by more than 1e-4.
+        ParsError: the folder cannot be written.
+    """
+    scores, lengths = calibration or (np.empty(0), np.empty(0))
+    fitted = calibrate(scores, lengths, length_unit) if len(scores) else None
+    info = RankerInfo(
+        kind=model.kind,
+        model_name=model_name,
+        max_length=model.max_length,
+        pars_version=__version__,
+        tau_b=tau_b,
+        trained_on=trained_on or {},
+        length_unit=length_unit,
+        score_quantiles=fitted.score_quantiles if fitted else None,
+        expected_tokens=fitted.expected_tokens if fitted else None,
+    )
+    with _replaced_whole(folder) as new:
+        model.network.eval().to("cpu")
+        graph = lite_graph(model) if isinstance(model, LiteModel) else _encoder_graph(model)
+        (new / MODEL_FILE).write_bytes(graph)
+        (new / TOKENIZER_FILE).write_text(model.tokenizer_json(), encoding="utf-8")
+        info.write(new)
+        _compare(model, new)
+    return info
+
+
+def export_checkpoint(
+    checkpoint: Path,
+    model_name: str,
+    folder: Path,
+    *,
+    max_length: int = 128,
+    val_data: Path | None = None,
+) -> RankerInfo:
+    """
+    Write a ranker folder from a state dict of an encoder, PARS's or ours.
+
+    Args:
+        val_data: held-out prompts with answer lengths, for tau-b and the calibration.
+
+    Raises:
+        RankerError: the encoder or the checkpoint cannot be loaded.
+        DataError: `val_data` is not what `pars prepare` writes.
+    """
+    from pars.learn.checkpoint import CheckpointRanker
+
+    check_replaceable(folder)
+    ranker = CheckpointRanker.load(checkpoint, model_name, max_length)
+    tau_b = calibration = None
+    if val_data:
+        rows = read_data(val_data)
+        scores = ranker.score([row.prompt for row in rows]).astype(np.float64)
+        calibration = scores, np.array([row.answer_length for row in rows])
+        clusters = [row.prompt for row in rows]
+        sums = pair_sums(*calibration, strata=[row.model for row in rows])
+        tau_b = bootstrap(sums, "tau_b", clusters=clusters).as_json()
+    return export_ranker(
+        ranker.model,
+        folder,
+        model_name=model_name,
+        length_unit=length_unit_of(val_data) if val_data else "tokens",
+        tau_b=tau_b,
+        trained_on={"checkpoint": str(checkpoint)},
+        calibration=calibration,
+    )
+
+
+def check_replaceable(folder: Path) -> None:
+    """
+    Whether writing a ranker there would cost nothing but a ranker.
+
+    Raises:
+        ParsError: `folder` is a file, or holds something else.
+    """
+    if folder.is_file():
+        raise ParsError(f"{folder}: is a file, not a folder for a ranker")
+    ours = {MODEL_FILE, TOKENIZER_FILE, INFO_FILE}
+    if folder.is_dir() and (others := sorted({file.name for file in folder.iterdir()} - ours)):
+        raise ParsError(
+            f"{folder}: holds more than a ranker ({others[0]}): name a new folder, or a ranker's"
+        )
+
+
+@contextmanager
+def _replaced_whole(folder: Path) -> Iterator[Path]:
+    """A new folder that takes the name of `folder` when the block ends well."""
+    check_replaceable(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        new = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    except OSError as error:
+        raise ParsError(f"{folder}: cannot be written: {error.strerror}") from error
+    old = new.with_name(new.name + ".old")
+    try:
+        yield new
+        new.chmod(0o755)
+        if folder.exists():
+            folder.rename(old)
+        try:
+            new.rename(folder)
+        except BaseException:
+            if old.exists():
+                old.rename(folder)
+            raise
+    except OSError as error:
+        raise ParsError(f"{folder}: cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _compare(model: PromptModel, folder: Path) -> None:
+    encoded = model.encode(PROBES)
+    with torch.no_grad():
+        ours = model.network(**model.collate(encoded, torch.device("cpu"))).numpy()
+    theirs = Ranker.load(folder).score(PROBES)
+    disagreement = float(np.abs(ours - theirs).max())
+    if not disagreement <= LARGEST_DISAGREEMENT:
+        raise RankerError(
+            f"{folder}: ONNX and torch scores differ by {disagreement:.1e}; not written"
+        )
+
+
+def _encoder_graph(model: PromptModel) -> bytes:
+    """The encoder's graph by torch.export, with any number of prompts and tokens."""
+    assert isinstance(model, EncoderModel)
+    example = model.collate(model.encode(PROBES[:2]), torch.device("cpu"))
+    names = ["input_ids", "attention_mask"]
+    prompts, tokens = torch.export.Dim("prompts"), torch.export.Dim("tokens")
+    with _quiet_exporter():
+        program = torch.onnx.export(
+            model.network,
+            tuple(example[name] for name in names),
+            input_names=names,
+            output_names=["scores"],
+            dynamic_shapes=({0: prompts, 1: tokens}, {0: prompts, 1: tokens}),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+        return bytes(program.model_proto.SerializeToString())
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """The exporter reports its own steps and torchvision's absence; nobody can act on either."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,117 @@
+"""The options of a training: checked once, compared when one is continued."""
+
+import json
+import zlib
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from pars.errors import ParsError
+
+LOSSES = ("margin", "logistic")
+
+# Options that metrics.json repeats: PARS's eight, then ours.
+REPORTED = (
+    "train_file", "val_file", "model_name", "batch_size", "num_epochs", "learning_rate", "margin",
+    "max_length", "train_data", "val_data", "model", "loss", "label_temperature", "threshold",
+    "seed",
+)  # fmt: skip
+# Options that may differ when a training is continued: they change where, not what.
+MAY_DIFFER = {"output_dir", "resume_from", "num_workers"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """
+    All options of a training; the defaults are PARS's.
+
+    Either `train_file` and `val_file` (pair files) or `train_data` and `val_data` (prompts with
+    answer lengths) are given. With pair files, `val_data` beside them lets tau-b be reported too.
+    """
+
+    output_dir: Path
+    train_file: Path | None = None
+    val_file: Path | None = None
+    train_data: Path | None = None
+    val_data: Path | None = None
+    model: str = "encoder"
+    model_name: str = "bert-base-uncased"
+    max_length: int = 128
+    batch_size: int = 128
+    num_epochs: int = 3
+    learning_rate: float = 2e-5
+    loss: str = "margin"
+    margin: float = 1.0
+    threshold: float = 0.2
+    label_temperature: float = 0.0
+    warmup_ratio: float = 0.1
+    weight_decay: float = 0.01
+    num_workers: int = 0
+    seed: int = 42
+    resume_from: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ParsError naming the option that is wrong."""
+        pairs, data = (self.train_file, self.val_file), (self.train_data, self.val_data)
+        if not all(pairs) and not all(data):
+            raise ParsError(
+                "give --train-file and --val-file (pair files), or --train-data and --val-data "
+                "(prompts with answer lengths): `pars prepare` writes all four"
+            )
+        if any(pairs) and self.train_data:
+            raise ParsError("--train-file and --train-data are two ways in: give one of them")
+        _check(self.model in ("encoder", "lite"), "--model", "encoder or lite", self.model)
+        _check(self.loss in LOSSES, "--loss", " or ".join(LOSSES), self.loss)
+        for name in ("max_length", "batch_size", "num_epochs"):
+            _check(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        _check(self.learning_rate > 0, "learning_rate", "above 0", self.learning_rate)
+        for name in ("threshold", "warmup_ratio"):
+            _check(0 <= getattr(self, name) <= 1, name, "between 0 and 1", getattr(self, name))
+        for name in ("seed", "margin", "label_temperature", "weight_decay", "num_workers"):
+            _check(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
+
+
+def _check(is_right: bool, name: str, wanted: str, value: object) -> None:
+    if not is_right:
+        option = name if name.startswith("--") else "--" + name.replace("_", "-")
+        raise ParsError(f"{option} must be {wanted}, not {value}")
+
+
+LITE_DEFAULTS: dict[str, Any] = {
+    "model_name": "lite",
+    "max_length": 256,
+    "num_epochs": 3,
+    "learning_rate": 3e-3,
+    "loss": "logistic",
+    "threshold": 0.0,
+    "label_temperature": 0.5,
+    "weight_decay": 0.0,
+}
+
+
+def fingerprint(config: TrainConfig) -> str:
+    """The options that make a training the one it is, as JSON."""
+    chosen = {f.name: _identity(getattr(config, f.name)) for f in fields(config)}
+    return json.dumps({k: v for k, v in chosen.items() if k not in MAY_DIFFER})
+
+
+def check_same_training(saved: str, given: str, source: Path) -> None:
+    before, now = json.loads(saved), json.loads(given)
+    for name in now:
+        if before.get(name) != now[name]:
+            raise ParsError(
+                f"--resume-from {source}: was started with --{name.replace('_', '-')} "
+                f"{before.get(name)}, not {now[name]}: give the same options"
+            )
+
+
+def _identity(value: Any) -> Any:
+    """A file is what it holds, wherever it lies; anything else is itself."""
+    if not isinstance(value, Path) or not value.is_file():
+        return plain(value)
+    data = value.read_bytes()
+    return f"{len(data)} bytes, CRC-32 {zlib.crc32(data):08x}"
+
+
+def plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value

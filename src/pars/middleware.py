@@ -1,0 +1,279 @@
+"""
+Gives each generation request a priority chosen from its prompt. Pure ASGI; the one place that does.
+
+In vLLM's own process, with its settings from PARS_* variables:
+
+    vllm serve MODEL --scheduling-policy priority --middleware pars.middleware.PriorityMiddleware
+
+The same class stands in front of the proxy in `pars.gateway`. It fails open: whatever goes wrong
+here, the request goes on with a neutral priority and a counter rises.
+"""
+
+import asyncio
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from pars.batching import Batcher, QueueFull
+from pars.body_priority import PriorityAppender, with_priority
+from pars.engines import ENGINES, PRIORITY_HEADER, Engine, engine_of_host, scheduling_policy
+from pars.held_body import TOO_MUCH, ASGIApp, ByteBudget, HeldBody, Message, Receive, Scope, Send
+from pars.live_ranker import LiveRanker, keep_fresh
+from pars.priority import cost_tokens
+from pars.prompts import GenerationRequest, Prompt, Reader, reader_of
+from pars.serve_metrics import ServeMetrics
+from pars.settings import Settings
+from pars.trust import PRIVATE_HEADERS, WISH_HEADERS, Wish
+
+# vLLM shows what its own loggers say, so that is where to speak inside it.
+log = logging.getLogger("vllm.pars" if "vllm" in sys.modules else "pars")
+
+SECONDS_BETWEEN_WARNINGS = 60.0
+NO_TEXT = GenerationRequest((Prompt(None, 0.0),))
+
+
+class PriorityMiddleware:
+    """
+    An ASGI app around another one; lives as long as its server.
+
+    Attributes:
+        engine: How the engine takes priorities; settled at start-up.
+        byte_budget: Body bytes held by all requests together.
+        max_closing_s: How long a scorer that hangs may hold up the server's shutdown.
+    """
+
+    max_closing_s = 5.0
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: Settings | None = None,
+        *,
+        ranker: LiveRanker | None = None,
+        metrics: ServeMetrics | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.app = app
+        self.settings = settings = settings or Settings.from_env()
+        self.metrics = metrics or ServeMetrics()
+        self.ranker = ranker or LiveRanker(settings.ranker_folder)
+        self.use_engine(engine_of_host() if settings.engine == "auto" else ENGINES[settings.engine])
+        self._trust = settings.trust()
+        self._clock = clock
+        self._batcher = Batcher(
+            self.ranker,
+            max_batch_s=settings.budget_ms / 2000,  # so that `_scored` sees the scorer get on
+            max_queued_prompts=settings.max_queued_prompts,
+        )
+        self._upkeep: asyncio.Task[None] | None = None
+        self.byte_budget = ByteBudget(settings.max_buffered_bytes)
+        self._quiet_until_s = 0.0
+        self._first_load()
+
+    def use_engine(self, engine: Engine) -> None:
+        """Set priorities the way `engine` takes them, from the next request on."""
+        self.engine = engine
+        self._policy = self.settings.policy(larger_first=engine.larger_first)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._live(scope, receive, send)
+        elif scope["type"] == "http":
+            await self._http(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._upkeep is None:  # a host that sends no lifespan
+            self._start(scope)
+        reader = reader_of(scope["path"]) if scope["method"] == "POST" else None
+        if reader is None or not self.engine.takes_priority:
+            hidden = WISH_HEADERS if self.engine.takes_priority else PRIVATE_HEADERS
+            await self.app(_without(scope, hidden), receive, send)
+            return
+        client = scope.get("client")
+        wish = self._trust.wish(scope["headers"], client[0] if client else None)
+        with HeldBody(self.byte_budget, self.settings.max_body_bytes) as body:
+            await body.take(receive)
+            began_s = time.perf_counter()
+            priority = await self._priority(reader, body, wish)
+            self.metrics.decision_seconds.observe(time.perf_counter() - began_s)
+            scope, receive = self._stamped(_without(scope, WISH_HEADERS), body, priority, receive)
+            await self.app(scope, receive, send)
+
+    async def _priority(self, reader: Reader, body: HeldBody, wish: Wish) -> int:
+        """The request's priority. Never raises; counts why it is what it is."""
+        request, expected, outcome = NO_TEXT, None, "error"
+        arrival_s = self._clock()  # once the body is here: a slow sender gains no age by it
+        calibration = self.ranker.calibration
+        try:
+            request, outcome = self._read(reader, body)
+            if wish.priority is not None:
+                self.metrics.count("trusted")
+                return min(max(wish.priority, -(2**63)), 2**63 - 1)
+            if outcome == "scored":
+                expected = await self._expected_tokens(request)
+        except TimeoutError:
+            outcome = "over_budget"
+        except QueueFull:
+            outcome = "queue_full"
+        except Exception as error:  # scoring is a favour: nothing here may cost a request
+            if outcome == "scored":
+                outcome = "scorer_failed" if self.ranker.is_loaded else "no_ranker"
+            self._warn(error)
+        self.metrics.count(outcome)
+        if expected is None:
+            expected = [calibration.neutral_tokens] * len(request.prompts)
+        cost = cost_tokens(request, expected, obey_limits=self.settings.obey_limits)
+        self.metrics.cost_tokens.observe(cost)
+        return self._policy.key(
+            cost, arrival_s, long_tokens=calibration.long_tokens, offset_s=wish.offset_s
+        )
+
+    def _read(self, reader: Reader, body: HeldBody) -> tuple[GenerationRequest, str]:
+        if body.outcome is not None:
+            return NO_TEXT, body.outcome
+        try:
+            parsed = json.loads(body.content())
+        except (ValueError, RecursionError):
+            return NO_TEXT, "undecodable"
+        if not isinstance(parsed, dict):
+            return NO_TEXT, "undecodable"
+        body.is_object = True
+        request = reader(parsed)
+        return request, "scored" if any(prompt.text for prompt in request.prompts) else "no_text"
+
+    async def _expected_tokens(self, request: GenerationRequest) -> list[float]:
+        """
+        Expected answer tokens of each prompt, within the bounds on time and work.
+
+        Of a long list only the first `max_prompts` texts are scored; the others get their mean.
+        """
+        texts = [it.text for it in request.prompts if it.text][: self.settings.max_prompts]
+        cut = [text[: self.settings.max_prompt_chars] for text in texts]
+        tokens = await self._scored(self._batcher.submit(cut))
+        rest = sum(tokens) / len(tokens)
+        scored = iter(tokens)
+        neutral = self.ranker.calibration.neutral_tokens
+        return [next(scored, rest) if it.text else neutral for it in request.prompts]
+
+    async def _scored(self, scores: asyncio.Future[list[float]]) -> list[float]:
+        """
+        The scores, waited for while the scorer gets on: not beyond a budget without a batch done.
+
+        A burst that takes the scorer longer than the budget is when the order matters most, and
+        the engine's queue is long then; so a scorer that works is waited for, up to max_wait_ms.
+        """
+        budget_s = self.settings.budget_ms / 1000
+        left_s = max(budget_s, self.settings.max_wait_ms / 1000)
+        num_batches = -1
+        try:
+            while left_s > 0 and self.ranker.num_batches != num_batches:
+                num_batches = self.ranker.num_batches
+                await asyncio.wait((scores,), timeout=min(budget_s, left_s))
+                if scores.done():
+                    return scores.result()
+                left_s -= budget_s
+            raise TimeoutError
+        finally:
+            scores.cancel()  # drops what is still queued; nothing if they are there
+
+    def _stamped(
+        self, scope: Scope, body: HeldBody, priority: int, receive: Receive
+    ) -> tuple[Scope, Receive]:
+        """The request with its priority where the engine looks for it."""
+        if self.engine.wants_header(scope["path"]):
+            headers = [*scope["headers"], (PRIORITY_HEADER, b"%d" % priority)]
+            return {**scope, "headers": headers}, body.replay(receive)
+        if body.is_object:
+            with suppress(ValueError, RecursionError):
+                added = body.replace(with_priority(body.content(), priority))
+                return _lengthened(scope, added), body.replay(receive)
+        if body.outcome in TOO_MUCH:
+            appender = PriorityAppender(priority)
+            receive = _appending(appender, body.replay(receive))
+            return _lengthened(scope, appender.num_added_bytes), receive
+        return scope, body.replay(receive)  # not JSON: the engine will say so
+
+    # Start-up, upkeep and shutdown
+
+    async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def last_word(message: Message) -> None:
+            if message["type"].startswith("lifespan.shutdown"):
+                await self._stop()  # before the server hears it and ends the event loop
+            await send(message)
+
+        self._start(scope)
+        try:
+            await self.app(scope, receive, last_word)
+        finally:
+            await self._stop()
+
+    def _first_load(self) -> None:
+        try:
+            self.ranker.refresh()
+        except Exception as error:  # serving goes on; keep_fresh picks the ranker up when it comes
+            log.error("no request is scored until the ranker loads: %s", error)
+            self.metrics.reloads.labels("failed").inc()
+
+    def _start(self, scope: Scope) -> None:
+        self._batcher.start()
+        on_result = lambda result: self.metrics.reloads.labels(result).inc()  # noqa: E731
+        self._upkeep = asyncio.create_task(
+            keep_fresh(self.ranker, self.settings.reload_s, on_result)
+        )
+        policy = scheduling_policy(scope.get("app"))
+        if policy is None:
+            return
+        self.metrics.priority_scheduling.set(policy == "priority")
+        if policy == "priority":
+            log.info("vLLM schedules by priority; it is set by %s", self.engine.name)
+        else:
+            log.error(
+                "vLLM runs with --scheduling-policy %s and IGNORES every priority: requests are"
+                " scored for nothing. Restart it with --scheduling-policy priority.",
+                policy,
+            )
+
+    async def _stop(self) -> None:
+        if self._upkeep is not None:
+            self._upkeep.cancel()
+            self._upkeep = None
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._batcher.close(), self.max_closing_s)
+
+    def _warn(self, error: Exception) -> None:
+        now_s = time.monotonic()
+        if now_s >= self._quiet_until_s:
+            self._quiet_until_s = now_s + SECONDS_BETWEEN_WARNINGS
+            log.warning("requests go on unscored: %s: %s", type(error).__name__, error)
+
+
+def _appending(appender: PriorityAppender, receive: Receive) -> Receive:
+    async def appended() -> Message:
+        message = await receive()
+        if message["type"] != "http.request":
+            return message
+        more = message.get("more_body", False)
+        piece = appender.feed(message.get("body", b""), is_last=not more)
+        return {"type": "http.request", "body": piece, "more_body": more}
+
+    return appended
+
+
+def _without(scope: Scope, names: frozenset[bytes]) -> Scope:
+    """The scope without the headers called `names`."""
+    headers = [header for header in scope["headers"] if header[0].lower() not in names]
+    return scope if len(headers) == len(scope["headers"]) else {**scope, "headers": headers}
+
+
+def _lengthened(scope: Scope, num_added_bytes: int) -> Scope:
+    """The scope of a body that grew, where the client stated its length."""
+    headers = [
+        (name, b"%d" % (int(value) + num_added_bytes) if name == b"content-length" else value)
+        for name, value in scope["headers"]
+    ]
+    return {**scope, "headers": headers}

@@ -1,0 +1,82 @@
+"""`priority` is set in a JSON body, and no other byte of it changes."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pars.body_priority import PriorityAppender, with_priority
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b'{"a": 1.50}', b'{"a": 1.50,"priority":7}'),
+        (b"{}", b'{"priority":7}'),
+        (b" { } \n", b' { "priority":7} \n'),
+        (b'{"priority" : -9, "a": 1}', b'{"priority" : 7, "a": 1}'),
+        (
+            b'{"priority": [1, {"priority": 2}], "priority": null}',
+            b'{"priority": 7, "priority": 7}',
+        ),
+        (b'{"x": {"priority": 3}}', b'{"x": {"priority": 3},"priority":7}'),
+        (b'{"pri\\u006frity": 3}', b'{"pri\\u006frity": 7}'),
+        (b'{"a": "}\\ud800"}', b'{"a": "}\\ud800","priority":7}'),
+    ],
+)
+def test_by_hand(body: bytes, expected: bytes) -> None:
+    """The field is added at the end, or each of the client's own is overwritten in place."""
+    assert with_priority(body, 7) == expected
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"null", b'{"a"', b'{"a": 1', b"\xff{}"])
+def test_not_an_object_is_refused(body: bytes) -> None:
+    """What is not a JSON object raises ValueError and nothing else."""
+    with pytest.raises(ValueError):  # noqa: PT011 - any kind of it
+        with_priority(body, 7)
+
+
+json_objects = st.dictionaries(
+    st.sampled_from(["priority", "prompt", "}", '"', "\\"]) | st.text(max_size=4),
+    st.recursive(
+        st.none() | st.floats(allow_nan=False) | st.integers() | st.text(max_size=8),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+        max_leaves=8,
+    ),
+)
+
+
+@given(json_objects, st.integers(-(2**63), 2**63 - 1), st.booleans(), st.sampled_from([None, 2]))
+def test_any_object_keeps_its_other_fields(
+    value: dict[str, Any], priority: int, ascii_only: bool, indent: int | None
+) -> None:
+    """For any object and layout the result parses to the same object with this priority."""
+    body = json.dumps(value, ensure_ascii=ascii_only, indent=indent).encode(
+        "utf-8", "surrogatepass"
+    )
+    assert json.loads(with_priority(body, priority)) == {**value, "priority": priority}
+
+
+@given(json_objects.filter(bool), st.integers(0, 9), st.lists(st.integers(1, 9)), st.text(" \n"))
+def test_a_body_in_pieces_gets_the_same_field(
+    value: dict[str, Any], priority: int, cuts: list[int], space: str
+) -> None:
+    """However a body is cut, the appended field is the one that counts; the length is known."""
+    body = (json.dumps(value) + space).encode()
+    appender = PriorityAppender(priority)
+    pieces = []
+    for size in cuts:
+        pieces.append(appender.feed(body[:size], is_last=False))
+        body = body[size:]
+    pieces.append(appender.feed(body, is_last=True))
+    sent = b"".join(pieces)
+    assert json.loads(sent) == {**value, "priority": priority}
+    assert len(sent) == len((json.dumps(value) + space).encode()) + appender.num_added_bytes
+
+
+def test_pieces_that_are_no_object_keep_the_promised_length() -> None:
+    """Without a closing brace the field is replaced by white space of the same length."""
+    appender = PriorityAppender(5)
+    assert appender.feed(b"[1, 2]", is_last=True) == b"[1, 2]" + b" " * appender.num_added_bytes

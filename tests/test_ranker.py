@@ -1,0 +1,141 @@
+"""A ranker folder and its scores."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from pars.errors import RankerError
+from pars.ranker import Ranker, RankerInfo, boxed_ranker, tokenizable
+
+from rankers import lite_ranker, tiny_encoder
+
+ODD_PROMPTS = ["", " ", "\ud800", "\x00", "😀" * 5, "a" * 1_000_000, "word " * 200_000]
+
+
+@pytest.fixture(scope="module")
+def lite(tmp_path_factory):
+    return lite_ranker(tmp_path_factory.mktemp("lite") / "ranker")
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    from pars.learn.export import export_ranker
+    from pars.learn.models import load_encoder
+
+    folder = tmp_path_factory.mktemp("encoder")
+    model = load_encoder(str(tiny_encoder(folder / "bert")), 16)
+    export_ranker(model, folder / "ranker", model_name="tiny")
+    return folder / "ranker"
+
+
+@pytest.fixture(params=["lite", "encoder"])
+def folder(request):
+    return request.getfixturevalue(request.param)
+
+
+def test_a_prompt_scores_the_same_alone_and_in_company(folder):
+    """Sorting, passes and padding do not show: 150 prompts of all lengths, each also alone."""
+    ranker = Ranker.load(folder)
+    prompts = [f"Write {'a story ' * (i % 40)} about the sea {i}" for i in range(150)]
+
+    together = ranker.score(prompts)
+
+    alone = np.concatenate([ranker.score([prompt]) for prompt in prompts])
+    assert together.dtype == np.float32
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+def test_no_prompts_have_no_scores(folder):
+    """An empty list is answered with an empty array."""
+    assert Ranker.load(folder).score([]).shape == (0,)
+
+
+def test_odd_prompts_have_finite_scores(folder):
+    """Empty, blank, lone surrogate, NUL, emoji, one word and many words of a megabyte."""
+    assert np.isfinite(Ranker.load(folder).score(ODD_PROMPTS)).all()
+
+
+def test_only_the_start_of_a_prompt_is_read(encoder):
+    """Words beyond max_length (16 tokens) change nothing for an encoder."""
+    ranker = Ranker.load(encoder)
+    start = "write a story about the sea " * 4
+
+    short, long = ranker.score([start, start + "name the king"])
+
+    assert short == long
+
+
+def test_a_lone_surrogate_becomes_a_question_mark():
+    """JSON may hold one, UTF-8 may not."""
+    assert tokenizable(["a\ud800b"], 8) == ["a?b"]
+
+
+def test_the_boxed_ranker_puts_a_story_after_a_sum():
+    """The ranker that comes with the package is one, and knows the obvious."""
+    ranker = Ranker.load(boxed_ranker())
+
+    sum_score, story_score = ranker.score(
+        ["What is 2+2?", "Write a detailed essay about the history of the Roman empire."]
+    )
+
+    assert sum_score < story_score
+    assert ranker.info.kind == "lite"
+    assert len(ranker.info.expected_tokens) == 101
+
+
+def test_the_boxed_ranker_is_at_most_five_megabytes():
+    """It travels in every wheel."""
+    assert sum(file.stat().st_size for file in boxed_ranker().iterdir()) <= 5_000_000
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    """The error says which folder there is not."""
+    with pytest.raises(RankerError, match="nowhere: no such ranker folder"):
+        Ranker.load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "tokenizer.json", "ranker.json"])
+@pytest.mark.parametrize("damage", ["missing", "cut"])
+def test_a_damaged_folder_is_refused_by_name(folder, tmp_path, name, damage):
+    """Whichever file is missing or cut short, the error names it, and nothing else is raised."""
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    if damage == "missing":
+        (tmp_path / name).unlink()
+    else:
+        (tmp_path / name).write_bytes((folder / name).read_bytes()[:50])
+
+    with pytest.raises(RankerError, match=name if damage == "cut" else None):
+        Ranker.load(tmp_path)
+
+
+def test_a_folder_of_a_later_pars_is_refused(lite, tmp_path):
+    """A format this version does not know is not guessed at."""
+    for file in lite.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    info = json.loads((tmp_path / "ranker.json").read_text())
+    (tmp_path / "ranker.json").write_text(json.dumps({**info, "format_version": 99}))
+
+    with pytest.raises(RankerError, match="made for a later pars"):
+        Ranker.load(tmp_path)
+
+
+def test_fields_of_a_later_version_are_ignored(lite, tmp_path):
+    """A ranker.json may say more than this version reads."""
+    info = json.loads((lite / "ranker.json").read_text())
+    (tmp_path / "ranker.json").write_text(json.dumps({**info, "colour": "blue"}))
+
+    assert RankerInfo.read(tmp_path).kind == "lite"
+
+
+def test_scoring_never_imports_torch(lite):
+    """Neither does the command line's help."""
+    code = (
+        "import sys; from pathlib import Path; from pars.ranker import Ranker;"
+        f"Ranker.load(Path({str(lite)!r})).score(['a']);"
+        "import pars.cli; assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,169 @@
+"""Prompts with lengths, and pairs, are read and checked."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from pars.errors import DataError
+from pars.learn.records import Row, length_unit_of, read_data, read_pairs
+
+SHARED = Path(os.environ.get("PARS_SHARED", Path(__file__).parents[2] / "shared")) / "data"
+PAIRS = [
+    {"prompt_A": 'a "b",\n    "prompt_B": ', "prompt_B": "é\\", "label": 1},
+    {"prompt_A": "é\\", "prompt_B": 'a "b",\n    "prompt_B": ', "label": 0},
+    {"prompt_A": "", "prompt_B": "東京", "label": 1},
+]
+
+
+def write(path, rows, **options):
+    path.write_text(json.dumps(rows, **options), "utf-8")
+    return path
+
+
+def test_prepared_rows_are_read(tmp_path):
+    """A row of train_data.json gives its id, prompt, length, answer, category and model."""
+    row = {"task_id": 7, "prompt": "p", "answer_content": "a b", "answer_length": 2}
+    path = write(tmp_path / "d.json", [row, {**row, "category": "chat", "model": "m"}])
+
+    assert read_data(path) == [Row(7, "p", 2, "a b"), Row(7, "p", 2, "a b", "chat", "m")]
+
+
+def test_records_are_read_by_known_names(tmp_path):
+    """A length is found under any known name, and a row without task_id goes by its id."""
+    path = write(tmp_path / "d.json", [{"id": "x", "prompt": "p", "response_tokens": 12}])
+
+    assert read_data(path) == [Row("x", "p", 12)]
+
+
+def test_answer_text_is_counted_in_words(tmp_path):
+    """Without a length, the answer's words are counted, and rows go by their place."""
+    path = write(tmp_path / "d.json", [{"prompt": "p", "response": "one  two\nthree"}])
+
+    assert read_data(path) == [Row(0, "p", 3, "one  two\nthree")]
+
+
+def test_fields_can_be_named(tmp_path):
+    """Named fields win over known ones."""
+    rows = [{"q": "p", "length": 1, "secs": 4.5, "model": "a"}, {"model": "b"}]
+    path = write(tmp_path / "d.json", rows)
+
+    read = read_data(path, prompt_field="q", length_field="secs", where=[("model", "a")])
+
+    assert read == [Row(0, "p", 4.5, model="a")]
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({}, "no answer and no length: expected one of answer, response, "),
+        ({"answer": "a"}, "has no field 'prompt'; its fields: answer"),
+        ({"prompt": 5, "answer": "a"}, "field 'prompt' must be text, not a number"),
+        ({"prompt": "p", "answer": ["a"]}, "field 'answer' must be text, not a list"),
+        ({"prompt": "p", "length": "9"}, "field 'length' must be a number of 0 or more, not text"),
+        ({"prompt": "p", "length": True}, "field 'length' must be a number of 0 or more, not true"),
+        ({"prompt": "p", "length": -1}, "field 'length' must be a number of 0 or more, not -1"),
+        ({"prompt": "p", "length": float("nan")}, "field 'length' must be a number of 0 or more"),
+        ({"prompt": "p", "length": None}, "field 'length' must be a number, not null"),
+        ({"prompt": "p", "length": 1, "id": 1.5}, "its task_id or id must be text or a whole"),
+        ({"prompt": "p", "length": 1, "model": 4}, "field 'model' must be text, not a number"),
+    ],
+)
+def test_wrong_rows_are_named(tmp_path, row, told):
+    """A field that is missing or of the wrong type is named with its file and row."""
+    path = write(tmp_path / "d.json", [row])
+
+    with pytest.raises(DataError) as error:
+        read_data(path)
+
+    assert str(error.value).startswith(f"{path}, row 1: {told}")
+
+
+def test_no_row_left_is_an_error(tmp_path):
+    """An empty array, and a condition that nothing meets, are said."""
+    with pytest.raises(DataError, match="has no rows"):
+        read_data(write(tmp_path / "d.json", []))
+    with pytest.raises(DataError, match="has no row with model=b"):
+        read_data(
+            write(tmp_path / "d.json", [{"prompt": "p", "length": 1, "model": "a"}]),
+            where=[("model", "b")],
+        )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"indent": 2, "ensure_ascii": False}, {"indent": 2}, {}, {"indent": 2, "sort_keys": True}],
+)
+def test_pairs_are_read_in_any_layout(tmp_path, options):
+    """PARS's layout and others give the same pairs, each distinct prompt once."""
+    read = read_pairs(write(tmp_path / "p.json", PAIRS, **options))
+
+    assert sorted(read.prompts) == sorted({"", "東京", "é\\", 'a "b",\n    "prompt_B": '})
+    assert [
+        {"prompt_A": read.prompts[a], "prompt_B": read.prompts[b], "label": label}
+        for a, b, label in zip(read.index_a, read.index_b, read.labels.tolist(), strict=True)
+    ] == PAIRS
+
+
+def test_one_prompt_escaped_in_two_ways_is_one_prompt(tmp_path):
+    """Prompts are the same when their text is, not when their bytes are."""
+    path = write(tmp_path / "p.json", [{"prompt_A": "é", "prompt_B": "x", "label": 1}], indent=2)
+    path.write_text(path.read_text().replace('"x"', '"é"'), "utf-8")
+
+    assert read_pairs(path).prompts == ["é"]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"label": 2}, "field 'label' must be 0 or 1, not 2"),
+        ({"label": True}, "field 'label' must be 0 or 1, not True"),
+        ({"label": "1"}, "field 'label' must be 0 or 1, not '1'"),
+        ({"prompt_A": 3}, "field 'prompt_A' must be text, not a number"),
+        ({"prompt_B": ["x"]}, "field 'prompt_B' must be text, not a list"),
+    ],
+)
+@pytest.mark.parametrize("indent", [None, 2])
+def test_wrong_pairs_are_named(tmp_path, change, told, indent):
+    """A pair of the wrong type is named with its row, in PARS's layout too."""
+    path = write(tmp_path / "p.json", [PAIRS[0], {**PAIRS[1], **change}], indent=indent)
+
+    with pytest.raises(DataError) as error:
+        read_pairs(path)
+
+    assert str(error.value) == f"{path}, row 2: {told}"
+
+
+def test_missing_pair_fields_and_empty_files_are_named(tmp_path):
+    """No prompt_B, no pair and no whole file each have their own line."""
+    with pytest.raises(DataError, match="row 1: has no field 'prompt_B'"):
+        read_pairs(write(tmp_path / "p.json", [{"prompt_A": "a", "label": 1}], indent=2))
+    with pytest.raises(DataError, match="has no pairs"):
+        read_pairs(write(tmp_path / "p.json", []))
+    path = write(tmp_path / "p.json", PAIRS, indent=2)
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(DataError, match="row 3: the file ends inside this row"):
+        read_pairs(path)
+    with pytest.raises(DataError, match="No such file"):
+        read_pairs(tmp_path / "none.json")
+
+
+def test_unit_is_read_beside_the_data(tmp_path):
+    """prepare.json tells the unit of the lengths; without it they are tokens."""
+    assert length_unit_of(tmp_path / "train_data.json") == "tokens"
+    write(tmp_path / "prepare.json", {"length_unit": "words"})
+    assert length_unit_of(tmp_path / "train_data.json") == "words"
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"no shared data at {SHARED}")
+@pytest.mark.parametrize(
+    ("name", "num_rows"),
+    [("chat_mtbench", 320), ("code_gpteacher_gpt4", 4_535), ("reasoning_skythought", 2_390)],
+)
+def test_shared_records_are_read(name, num_rows):
+    """Every record of real files is read, with a positive length and its category."""
+    rows = read_data(SHARED / f"{name}.jsonl.gz")
+
+    assert len(rows) == num_rows
+    assert all(row.answer_length > 0 and row.category for row in rows)

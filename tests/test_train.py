@@ -1,0 +1,352 @@
+"""Training: what is learnt, what is written, what is continued."""
+
+import json
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from pars.errors import DataError, ParsError, RankerError
+from pars.learn.train import logistic_loss, margin_loss, train
+from pars.learn.train_config import LITE_DEFAULTS, TrainConfig
+from pars.ranker import Ranker
+
+from rankers import rows, tiny_encoder, write_data, write_pairs
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_pairs(write_data(tmp_path_factory.mktemp("data")))
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    return str(tiny_encoder(tmp_path_factory.mktemp("bert")))
+
+
+def data_files(folder):
+    return {"train_data": folder / "train_data.json", "val_data": folder / "val_data.json"}
+
+
+def pair_files(folder):
+    return {
+        "train_file": folder / "train_pairs_length_diff_0.2.json",
+        "val_file": folder / "val_pairs_length_diff_0.2.json",
+    }
+
+
+def lite_config(data, output_dir, **changes):
+    settings = {**LITE_DEFAULTS, "batch_size": 32, "num_epochs": 3, "threshold": 0.2}
+    files = data_files(data)
+    return TrainConfig(model="lite", output_dir=output_dir, **{**files, **settings, **changes})
+
+
+def encoder_config(data, bert, output_dir, **changes):
+    settings = {"batch_size": 32, "num_epochs": 2, "learning_rate": 1e-3, "max_length": 16}
+    return TrainConfig(output_dir=output_dir, model_name=bert, **{**data, **settings, **changes})
+
+
+def state(path):
+    return torch.load(path, weights_only=True)
+
+
+def assert_equal_states(one, other, tolerance=0.0):
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor, other[name], atol=tolerance, rtol=0, msg=name)
+
+
+def test_margin_loss_of_three_pairs_worked_out_by_hand():
+    """Gaps 2, 0.5 and -1 at margin 1 cost 0, 0.5 and 2: the mean is 2.5 / 3."""
+    longer, shorter = torch.tensor([3.0, 1.0, 0.0]), torch.tensor([1.0, 0.5, 1.0])
+
+    assert margin_loss(longer, shorter, torch.ones(3), 1.0).item() == pytest.approx(2.5 / 3)
+
+
+def test_logistic_loss_of_an_uncertain_pair_is_least_at_its_certainty():
+    """At certainty 3/4 the best gap is log 3, and the loss there the entropy of 3/4, 0.5623."""
+    gaps = torch.tensor([[0.5], [math.log(3)], [2.0]])
+
+    losses = [logistic_loss(gap, torch.zeros(1), torch.tensor([0.75]), 0).item() for gap in gaps]
+
+    assert losses[1] == pytest.approx(0.5623, abs=1e-4)
+    assert losses[1] < min(losses[0], losses[2])
+
+
+def test_lite_learns_that_stories_are_long(data, tmp_path):
+    """On prompts it never saw, all pairs that differ enough come out right."""
+    metrics = train(lite_config(data, tmp_path))
+
+    assert metrics["best_val_accuracy"] > 0.95
+    ranker = Ranker.load(tmp_path / "ranker")
+    story, name = ranker.score(["Write a story about the moon number 999", "Name clock 999"])
+    assert story > name
+    assert ranker.info.expected_tokens[0] < 10 < 190 < ranker.info.expected_tokens[-1]
+
+
+def test_an_encoder_learns_from_pairs_and_from_lengths(data, bert, tmp_path):
+    """Both ways in reach the same order; the pair file costs more encodings for it."""
+    by_pairs = train(encoder_config(pair_files(data), bert, tmp_path / "pairs", num_epochs=4))
+    by_lengths = train(encoder_config(data_files(data), bert, tmp_path / "lengths", num_epochs=4))
+
+    assert by_pairs["best_val_accuracy"] > 0.95
+    assert by_lengths["best_val_accuracy"] > 0.95
+    assert by_pairs["tau_b"]["value"] > 0.5  # val_data.json was found beside the pair file
+
+
+def test_everything_is_written_with_pars_names(data, bert, tmp_path):
+    """State dicts with PARS's names, its metrics and ours, a picture and a ranker folder."""
+    train(encoder_config(pair_files(data), bert, tmp_path))
+
+    names = state(tmp_path / "best_model.pt").keys()
+    assert {"fc.weight", "fc.bias", "encoder.embeddings.word_embeddings.weight"} <= names
+    assert all(name.startswith(("encoder.", "fc.")) for name in names)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert {
+        "train_file", "val_file", "model_name", "batch_size", "num_epochs", "learning_rate",
+        "margin", "max_length", "best_val_accuracy", "history",
+    } <= metrics.keys()  # fmt: skip
+    assert {"epoch", "train_loss", "val_loss", "val_accuracy"} <= metrics["history"][0].keys()
+    assert {"tau_b", "seconds", "prompts_per_second"} <= metrics.keys()
+    assert (tmp_path / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+    assert {f.name for f in (tmp_path / "ranker").iterdir()} == {
+        "model.onnx", "tokenizer.json", "ranker.json",
+    }  # fmt: skip
+
+
+def test_the_same_seed_gives_the_same_ranker(data, tmp_path):
+    """Weight by weight."""
+    train(lite_config(data, tmp_path / "one"))
+    train(lite_config(data, tmp_path / "other"))
+
+    assert_equal_states(
+        state(tmp_path / "one/last_model.pt"), state(tmp_path / "other/last_model.pt")
+    )
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_training_continues_as_if_it_had_not_stopped(tmp_path, signum):
+    """Ctrl-C in mid-epoch: the resumed run ends in the very weights of one that ran on."""
+    folder = write_data(tmp_path / "data", num_train=6000, num_val=60)
+    arguments = [
+        sys.executable, "-m", "pars", "train", "--model", "lite", "--num-epochs", "2",
+        "--batch-size", "16", "--train-data", str(folder / "train_data.json"),
+        "--val-data", str(folder / "val_data.json"), "--output-dir",
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    stopped = subprocess.Popen(
+        [*arguments, str(tmp_path / "stopped")], stderr=subprocess.PIPE, env=environment
+    )
+    seen = b""
+    while b"Epoch 1: " not in seen:  # the first epoch is over, the second has begun
+        seen += os.read(stopped.stderr.fileno(), 4096)
+        assert stopped.poll() is None, seen
+    stopped.send_signal(signum)
+    _, rest = stopped.communicate(timeout=60)
+    assert stopped.returncode == 130, seen + rest
+    assert b"--resume-from" in rest
+
+    subprocess.run(
+        [*arguments, str(tmp_path / "stopped"), "--resume-from", str(tmp_path / "stopped")],
+        check=True, env=environment,
+    )  # fmt: skip
+    subprocess.run([*arguments, str(tmp_path / "whole")], check=True, env=environment)
+
+    assert_equal_states(
+        state(tmp_path / "stopped/last_model.pt"), state(tmp_path / "whole/last_model.pt")
+    )
+
+
+def test_two_processes_give_the_result_of_one(data, bert, tmp_path):
+    """torchrun with two CPU processes ends in the weights of one with the same global batch."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = ["--model-name", bert, "--num-epochs", "1", "--max-length", "16"]
+    for name, path in data_files(data).items():
+        options += ["--" + name.replace("_", "-"), str(path)]
+    alone = [sys.executable, "-m", "pars", "train", *options]
+    together = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
+        "--master-port", str(port), "-m", "pars", "train", *options,
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    subprocess.run([*alone, "--output-dir", str(tmp_path / "1")], check=True, env=environment)
+    subprocess.run([*together, "--output-dir", str(tmp_path / "2")], check=True, env=environment)
+
+    assert_equal_states(
+        state(tmp_path / "1/last_model.pt"), state(tmp_path / "2/last_model.pt"), tolerance=1e-5
+    )
+
+
+def test_training_can_start_from_a_checkpoints_weights(data, bert, tmp_path):
+    """PARS's --resume-from takes a .pt: its weights are the start, not the random ones."""
+    first = train(encoder_config(data_files(data), bert, tmp_path / "first", num_epochs=4))
+
+    second = train(
+        encoder_config(
+            data_files(data), bert, tmp_path / "second", num_epochs=1, learning_rate=1e-9,
+            resume_from=tmp_path / "first/best_model.pt",
+        )
+    )  # fmt: skip
+
+    assert second["best_val_accuracy"] == pytest.approx(first["best_val_accuracy"], abs=0.01)
+
+
+def test_a_training_is_not_continued_with_other_options(data, tmp_path):
+    """The option that differs is named."""
+    train(lite_config(data, tmp_path))
+
+    with pytest.raises(ParsError, match=r"--seed 42, not 43"):
+        train(lite_config(data, tmp_path, seed=43, resume_from=tmp_path))
+
+
+def test_resuming_from_nothing_is_an_error(data, tmp_path):
+    """The missing file is named."""
+    with pytest.raises(ParsError, match=r"training_state\.pt is missing"):
+        train(lite_config(data, tmp_path / "out", resume_from=tmp_path / "empty"))
+
+
+def test_pickled_code_in_a_checkpoint_is_not_run(data, bert, tmp_path):
+    """A .pt that would write a file when unpickled is refused, and the file is not written."""
+
+    class Bomb:
+        def __reduce__(self):
+            return (os.system, (f"touch {tmp_path / 'exploded'}",))
+
+    torch.save({"fc.bias": Bomb()}, tmp_path / "bomb.pt")
+
+    with pytest.raises(RankerError, match=r"bomb\.pt"):
+        train(
+            encoder_config(
+                data_files(data), bert, tmp_path / "out", resume_from=tmp_path / "bomb.pt"
+            )
+        )
+    assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("threshold", 1.5, "--threshold must be between 0 and 1, not 1.5"),
+        ("batch_size", 0, "--batch-size must be at least 1, not 0"),
+        ("learning_rate", 0.0, "--learning-rate must be above 0"),
+        ("loss", "listwise", "--loss must be margin or logistic, not listwise"),
+    ],
+)
+def test_a_wrong_option_is_named(data, tmp_path, option, value, says):
+    """With what would be right."""
+    with pytest.raises(ParsError, match=says):
+        lite_config(data, tmp_path, **{option: value})
+
+
+def test_one_way_in_must_be_chosen(data, tmp_path):
+    """Neither pair files nor data, or both, is an error that says which options there are."""
+    with pytest.raises(ParsError, match="--train-file and --val-file"):
+        TrainConfig(output_dir=tmp_path)
+    with pytest.raises(ParsError, match="two ways in"):
+        TrainConfig(output_dir=tmp_path, **data_files(data), **pair_files(data))
+
+
+def test_equal_lengths_cannot_be_learnt_from(data, tmp_path):
+    """The file is named."""
+    same = [{**row, "answer_length": 7} for row in rows(20)]
+    (tmp_path / "train_data.json").write_text(json.dumps(same))
+
+    with pytest.raises(DataError, match=r"train_data\.json: all answers have one length"):
+        train(lite_config(data, tmp_path / "out", train_data=tmp_path / "train_data.json"))
+
+
+def test_an_unknown_model_is_named(data, tmp_path):
+    """Neither a folder nor a Hub model that can be had: the error says so and what to give."""
+    with pytest.raises(DataError, match="model no/such-model: cannot be had from the Hub"):
+        train(encoder_config(data_files(data), "no/such-model", tmp_path))
+
+
+def test_a_prompt_longer_than_the_model_reads_is_not_asked_for(data, bert, tmp_path):
+    """The tiny BERT has 64 positions, so 128 tokens are refused before training, by name."""
+    with pytest.raises(RankerError, match=r"--max-length 128: .* reads at most 64 tokens"):
+        train(encoder_config(data_files(data), bert, tmp_path, max_length=128))
+
+
+def test_exported_scores_are_torch_scores(data, bert, tmp_path):
+    """A checkpoint scores the same from .pt and from the folder `pars export` makes, to 1e-4."""
+    from pars.learn.checkpoint import CheckpointRanker
+    from pars.learn.export import export_checkpoint
+
+    train(encoder_config(data_files(data), bert, tmp_path / "run"))
+    checkpoint = tmp_path / "run/best_model.pt"
+    prompts = [row["prompt"] for row in rows(100)]
+
+    info = export_checkpoint(
+        checkpoint, bert, tmp_path / "ranker", max_length=16, val_data=data / "val_data.json"
+    )
+
+    exported = Ranker.load(tmp_path / "ranker").score(prompts)
+    direct = CheckpointRanker.load(checkpoint, bert, 16).score(prompts)
+    np.testing.assert_allclose(exported, direct, atol=1e-4)
+    assert info.tau_b["value"] > 0.5
+
+
+def test_exporting_into_a_folder_with_other_things_is_refused(data, bert, tmp_path):
+    """The training's own folder holds checkpoints: an export there would cost them."""
+    from pars.learn.export import export_checkpoint
+
+    train(encoder_config(data_files(data), bert, tmp_path, num_epochs=1))
+    before = sorted(file.name for file in tmp_path.iterdir())
+
+    with pytest.raises(ParsError, match="holds more than a ranker"):
+        export_checkpoint(tmp_path / "best_model.pt", bert, tmp_path, max_length=16)
+
+    assert sorted(file.name for file in tmp_path.iterdir()) == before
+
+
+def test_a_training_can_go_on_in_another_folder(data, tmp_path):
+    """The best epoch so far comes along, so a finished training is finished again there."""
+    first = train(lite_config(data, tmp_path / "first"))
+
+    second = train(lite_config(data, tmp_path / "second", resume_from=tmp_path / "first"))
+
+    assert second["history"] == first["history"]
+    assert (tmp_path / "second/ranker/model.onnx").is_file()
+
+
+def test_changed_data_is_another_training(tmp_path):
+    """The same path with other rows is not continued, and the option is named."""
+    folder = write_data(tmp_path / "data")
+    train(lite_config(folder, tmp_path / "run"))
+    write_data(folder, num_train=200)
+
+    with pytest.raises(ParsError, match="--train-data"):
+        train(lite_config(folder, tmp_path / "run", resume_from=tmp_path / "run"))
+
+
+def test_lite_weights_are_not_put_on_other_words(data, tmp_path):
+    """A lite checkpoint belongs to its training's words."""
+    train(lite_config(data, tmp_path / "run"))
+    other = write_data(tmp_path / "other")
+    poems = (other / "train_data.json").read_text().replace("story", "poem")
+    (other / "train_data.json").write_text(poems)
+
+    with pytest.raises(ParsError, match="fits only the words it was trained on"):
+        train(lite_config(other, tmp_path / "out", resume_from=tmp_path / "run/best_model.pt"))
+
+
+def test_a_failed_export_leaves_the_old_folder(data, bert, tmp_path):
+    """A checkpoint of another model does not cost the ranker that stood there."""
+    from pars.learn.export import export_checkpoint
+
+    train(lite_config(data, tmp_path))
+    before = (tmp_path / "ranker/model.onnx").read_bytes()
+
+    with pytest.raises(RankerError, match=r"best_model\.pt"):
+        export_checkpoint(tmp_path / "best_model.pt", bert, tmp_path / "ranker", max_length=16)
+
+    assert (tmp_path / "ranker/model.onnx").read_bytes() == before

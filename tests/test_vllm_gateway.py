@@ -247,6 +247,8 @@ def test_openai_s_client_talks_through_it(shortest_first: Door):
 
 def test_probe_says_that_vllm_schedules_by_priority(engine: Engine):
     """`pars gateway --probe` ends well, and leaves the engine idle."""
+    engine.wait_for(running=0, waiting=0)  # what an earlier test left, vLLM may still be aborting
+
     probe = probed(engine)
 
     assert (probe.returncode, probe.stderr) == (0, "")

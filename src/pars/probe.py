@@ -34,8 +34,15 @@ NUM_PER_SIDE = 4
 PATIENCE_S = 3.0
 
 
+NUM_TRIES = 3  # a request of somebody else that ends or begins in between spoils a try
+
+
 class ProbeError(ParsError):
     """The probe came to no result, or to a bad one."""
+
+
+class BusyError(ProbeError):
+    """Other traffic spoiled a try; the next one may find the upstream idle."""
 
 
 @dataclass(eq=False)
@@ -76,7 +83,7 @@ class Probe:
         self._sign = -1 if engine.larger_first else 1
         self._now = int((time.time() - EPOCH_S) * 1e6)
         self._patience_s = patience_s
-        self._order: list[_Stream] = []
+        self._order: list[_Stream] = []  # of this try, like the next one
         self._streams: list[_Stream] = []
         self._model = ""
 
@@ -88,8 +95,16 @@ class Probe:
             ProbeError: it could not be told, and why.
             UpstreamError: the upstream does not answer.
         """
+        self._model = await self._first_model()
+        for _ in range(NUM_TRIES - 1):
+            with suppress(BusyError):
+                return await self._try()
+            await asyncio.sleep(self._patience_s)
+        return await self._try()
+
+    async def _try(self) -> bool:
+        self._order, self._streams = [], []
         try:
-            self._model = await self._first_model()
             blockers = await self._fill()
             late = [
                 await self._send(LATE_TOKENS, self._now + 60_000_000) for _ in range(NUM_PER_SIDE)
@@ -97,7 +112,7 @@ class Probe:
             early = [await self._send(1, self._now) for _ in range(NUM_PER_SIDE)]
             await asyncio.sleep(self._patience_s / 4)
             if any(it.started.is_set() for it in late + early):
-                raise ProbeError("a slot fell free by itself: the upstream is busy; probe it idle")
+                raise BusyError("a slot fell free by itself: the upstream is busy; probe it idle")
             await self._free_until_done(blockers, late + early)
             place = {stream: index for index, stream in enumerate(self._order)}
             num_early_first = sum(place[e] < place[it] for e in early for it in late)
@@ -107,7 +122,7 @@ class Probe:
 
     def _verdict(self, share_early_first: float) -> bool:
         if 0.2 < share_early_first < 0.8:
-            raise ProbeError(
+            raise BusyError(
                 "the eight requests began in mixed order: several queues (data parallel ranks,"
                 " replicas) or other traffic; probe one replica, idle"
             )

@@ -22,10 +22,10 @@ SHARED = Path(os.environ.get("PARS_SHARED", Path(__file__).parents[2] / "shared"
 # Name: the records, which rows, and how MiniLM is trained there: on at most so many prompts, since
 # a CPU has minutes and not hours, with these options.
 DATA_SETS = {
-    "alpaca_davinci003": ("instruction_alpaca_davinci003", [], 3_000, ["--max-length", "64"]),
-    "sharegpt": ("chat_sharegpt", [], 2_000, ["--max-length", "64"]),
+    "alpaca_davinci003": ("instruction_alpaca_davinci003", [], 40_000, ["--max-length", "64"]),
+    "sharegpt": ("chat_sharegpt", [], 10_000, ["--max-length", "64"]),
     "gpteacher code": ("code_gpteacher_gpt4", [], 5_000, []),
-    "mmlupro gpt-4o": ("reasoning_mmlupro", ["--where", "model=gpt-4o"], 1_500, []),
+    "mmlupro gpt-4o": ("reasoning_mmlupro", ["--where", "model=gpt-4o"], 5_000, []),
 }
 MINILM = ["--loss", "logistic", "--threshold", "0", "--learning-rate", "1e-4", "--batch-size", "64"]
 MINILM += ["--num-epochs", "1", "--weight-decay", "0.01"]

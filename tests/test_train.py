@@ -14,7 +14,7 @@ import torch
 
 from pars.errors import DataError, ParsError, RankerError
 from pars.learn.train import logistic_loss, margin_loss, train
-from pars.learn.train_config import LITE_DEFAULTS, TrainConfig
+from pars.learn.train_config import LITE_DEFAULTS, TrainConfig, check_effect
 from pars.ranker import Ranker
 
 from rankers import rows, tiny_encoder, write_data, write_pairs
@@ -245,6 +245,36 @@ def test_a_wrong_option_is_named(data, tmp_path, option, value, says):
     """With what would be right."""
     with pytest.raises(ParsError, match=says):
         lite_config(data, tmp_path, **{option: value})
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "way_in", "says"),
+    [
+        ("model_name", "roberta", "data", "--model-name has no effect without --model encoder"),
+        ("margin", 2.0, "data", "--margin has no effect without --loss margin"),
+        ("threshold", 0.3, "pairs", "--threshold has no effect without --train-data"),
+        ("label_temperature", 1.0, "pairs", "--label-temperature has no effect without --train-d"),
+    ],
+)
+def test_an_option_without_effect_is_refused(data, tmp_path, option, value, way_in, says):
+    """Whoever gives it expects one."""
+    files = data_files(data) if way_in == "data" else pair_files(data)
+    options = LITE_DEFAULTS | files | {option: value}
+    config = TrainConfig(model="lite", output_dir=tmp_path, **options)
+
+    with pytest.raises(ParsError, match=says):
+        check_effect({option}, config)
+    check_effect({"seed"}, config)
+
+
+def test_a_threshold_that_no_pair_passes_is_named(data, tmp_path):
+    """Lengths 10 and 11 differ by a share of 1/11."""
+    close = [{**row, "answer_length": 10 + row["task_id"] % 2} for row in rows(20)]
+    (tmp_path / "train_data.json").write_text(json.dumps(close))
+    files = data_files(data) | {"train_data": tmp_path / "train_data.json"}
+
+    with pytest.raises(ParsError, match=r"train_data\.json: .*--threshold 0\.2: lower it"):
+        train(lite_config(data, tmp_path / "out", **files))
 
 
 def test_one_way_in_must_be_chosen(data, tmp_path):

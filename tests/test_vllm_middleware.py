@@ -28,7 +28,7 @@ from engine import Engines
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 MIDDLEWARE = ("--middleware", "pars.middleware.PriorityMiddleware")
 PRIORITY = ("--scheduling-policy", "priority", *MIDDLEWARE)
-WINDOW_S = 5.0
+WINDOW_S = 15.0  # a busy machine may stand still for some seconds
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def test_a_client_that_leaves_gives_up_its_place_in_the_queue(shortest_first: Do
 
 def test_without_aging_a_long_request_starves(shortest_first: Door):
     """In a flood of short requests the long one ends after every one of them."""
-    flooded = flood(shortest_first, WINDOW_S)
+    flooded = flood(shortest_first, window_s=0.0)
 
     assert flooded.long_end_s > max(flooded.early + flooded.late)
 

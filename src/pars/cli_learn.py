@@ -117,11 +117,13 @@ def train(model: str, **options: Any) -> None:
     """Train a ranker from pairs of prompts, or from prompts with answer lengths."""
     need("pars train", TRAINING)
     from pars.learn.train import train as run
-    from pars.learn.train_config import LITE_DEFAULTS, TrainConfig
+    from pars.learn.train_config import LITE_DEFAULTS, TrainConfig, check_effect
 
     given = {name: value for name, value in options.items() if value is not None}
     defaults = LITE_DEFAULTS if model == "lite" else {}
-    metrics = run(TrainConfig(model=model, **{**defaults, **given}))
+    config = TrainConfig(model=model, **{**defaults, **given})
+    check_effect(given, config)
+    metrics = run(config)
     if metrics:
         folder = given["output_dir"]
         tau_b = metrics["tau_b"]

@@ -2,6 +2,7 @@
 
 import json
 import zlib
+from collections.abc import Collection
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,29 @@ LITE_DEFAULTS: dict[str, Any] = {
     "label_temperature": 0.5,
     "weight_decay": 0.0,
 }
+
+
+def check_effect(given: Collection[str], config: TrainConfig) -> None:
+    """
+    Refuse options that would change nothing, since whoever gives one expects an effect.
+
+    Args:
+        given: names of the options that were given, by field of `config`.
+
+    Raises:
+        ParsError: names the first such option, and what it would need.
+    """
+    from_pairs = config.train_file is not None
+    without_effect = {
+        "model_name": config.model == "lite" and "--model encoder",
+        "margin": config.loss != "margin" and "--loss margin",
+        "label_temperature": (config.loss != "logistic" and "--loss logistic")
+        or (from_pairs and "--train-data"),
+        "threshold": from_pairs and "--train-data (a pair file's threshold is in its name)",
+    }
+    for name, needed in without_effect.items():
+        if name in given and needed:
+            raise ParsError(f"--{name.replace('_', '-')} has no effect without {needed}")
 
 
 def fingerprint(config: TrainConfig) -> str:

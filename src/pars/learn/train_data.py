@@ -48,6 +48,11 @@ def read_training_data(config: TrainConfig) -> tuple[list[str], BatchSource, Val
         raise DataError.at(
             config.train_data, "all answers have one length, so there is no order to learn"
         )
+    if max(lengths) - min(lengths) < config.threshold * max(lengths):
+        raise DataError.at(
+            config.train_data,
+            f"no two answers differ by the share --threshold {config.threshold}: lower it",
+        )
     batches = LengthBatches(
         lengths,
         threshold=config.threshold,

@@ -133,7 +133,8 @@ class Result:
 
     def policies(self) -> list[str]:
         """In the order of their first appearance."""
-        return list(dict.fromkeys(r.policy for r in (*self.runs, *self.requests)))
+        names = [it.policy for it in self.runs] + [it.policy for it in self.requests]
+        return list(dict.fromkeys(names))
 
 
 class ResultWriter:
@@ -230,7 +231,7 @@ def itl_bucket(interval_s: float) -> int:
 
 def bucket_s(bucket: int) -> float:
     """The middle of a bucket, in seconds."""
-    return ITL_STEP ** (bucket + 0.5)
+    return math.pow(ITL_STEP, bucket + 0.5)
 
 
 def itl_counts(intervals_s: Iterable[float]) -> dict[int, int]:

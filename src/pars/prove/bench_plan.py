@@ -1,0 +1,150 @@
+"""
+What `pars bench` will run: its options checked, prompts scored, and the runs in their order.
+
+    scores = Scores(options, workload)
+    for turn in turns(options, workload, scores): ...
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pars.errors import ParsError
+from pars.priority import Calibration
+from pars.prove.policies import Policy
+from pars.prove.workload import Workload, WorkloadRequest
+from pars.ranker import Ranker, boxed_ranker
+
+GATEWAY = "gateway"  # the policy of a URL that ranks by itself
+PROMPTS_A_CALL = 32  # when scoring: as many as a busy server would have at hand
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """
+    What `pars bench` is asked for.
+
+    Attributes:
+        url: Of the engine, or of a gateway or vLLM with our middleware before it.
+        policies: Spelled as for `Policy.parse`; or `gateway`, which sends no priority.
+        rates: Requests per second to scale the arrivals to, in turn; empty: as they are.
+        own_eos: Let the model end its answers; else exactly `output_tokens` are asked for.
+        own_eos_max_tokens: With own_eos, the limit of requests that have none.
+        truncate_prompts: Have vLLM cut each prompt to `prompt_tokens`, for a model whose
+            tokenizer makes more of it.
+        secret: What a gateway or middleware trusts, so that every policy passes it.
+        extra_body: Fields for every request's body.
+    """
+
+    url: str
+    workload: Path
+    policies: tuple[str, ...]
+    output_dir: Path
+    repeats: int = 3
+    rates: tuple[float, ...] = ()
+    ranker: Path | None = None
+    own_eos: bool = False
+    own_eos_max_tokens: int = 1024
+    endpoint: str = "completions"
+    model: str | None = None
+    engine: str = "auto"
+    truncate_prompts: bool = False
+    api_key: str | None = None
+    secret: str | None = None
+    timeout_s: float = 1800.0
+    extra_body: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.policies or self.repeats < 1:
+            raise ParsError("want at least one policy and one repeat")
+        for policy in self.policies:
+            if policy != GATEWAY:
+                Policy.parse(policy)
+        if len(set(self.policies)) < len(self.policies):
+            raise ParsError(f"--policies: {','.join(self.policies)} names one twice")
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One run to be: a policy over the workload at one load."""
+
+    policy: str
+    rate: float | None
+    repeat: int
+    requests: Sequence[WorkloadRequest]
+    keys: Sequence[int] | None  # None: no priority is sent
+    scoring_s: float | None = None
+
+
+class Scores:
+    """The ranker's scores, where a policy needs them, and what they cost."""
+
+    def __init__(self, options: BenchOptions, workload: Workload) -> None:
+        self.values: list[float] | None = None
+        self.calibration: Calibration | None = None
+        self.took_s: float | None = None
+        self.folder = options.ranker or boxed_ranker()
+        if not any(_needs_scores(policy) for policy in options.policies):
+            return
+        ranker = Ranker.load(self.folder)
+        self.calibration = Calibration.of(ranker.info)
+        prompts = [request.prompt or "" for request in workload.requests]
+        ranker.score(prompts[:1])  # the first call sets up the session
+        began_s = time.perf_counter()
+        parts = [
+            ranker.score(prompts[start : start + PROMPTS_A_CALL])
+            for start in range(0, len(prompts), PROMPTS_A_CALL)
+        ]
+        self.took_s = time.perf_counter() - began_s
+        self.values = np.concatenate(parts).tolist()
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        if self.took_s is None or self.values is None:
+            return {}
+        per_prompt_ms = 1000 * self.took_s / len(self.values)
+        return {
+            "ranker": str(self.folder),
+            "scoring_ms_per_prompt": round(per_prompt_ms, 4),
+            "prompts_a_scoring_call": PROMPTS_A_CALL,
+        }
+
+
+def _needs_scores(policy: str) -> bool:
+    return policy != GATEWAY and Policy.parse(policy).needs_scores
+
+
+def turns(options: BenchOptions, workload: Workload, scores: Scores) -> list[Turn]:
+    """Every run in its order: repeat by repeat, load by load, the policies rotated by repeat."""
+    planned = []
+    for repeat in range(options.repeats):
+        first = repeat % len(options.policies)
+        for rate in options.rates or (None,):
+            requests = scaled(workload.requests, rate)
+            for policy in options.policies[first:] + options.policies[:first]:
+                keys = None
+                if policy != GATEWAY:
+                    keys = Policy.parse(policy).keys(requests, scores.values, scores.calibration)
+                took_s = scores.took_s if _needs_scores(policy) else None
+                planned.append(Turn(policy, rate, repeat, requests, keys, took_s))
+    return planned
+
+
+def scaled(requests: Sequence[WorkloadRequest], rate: float | None) -> Sequence[WorkloadRequest]:
+    """
+    The same requests with their arrivals stretched to `rate` a second on average.
+
+    Raises:
+        ParsError: they all arrive at once.
+    """
+    if rate is None:
+        return requests
+    lasts_s = requests[-1].arrival_s - requests[0].arrival_s
+    if lasts_s <= 0:
+        raise ParsError(f"--rates {rate:g}: the workload arrives all at once, and has no rate")
+    factor = (len(requests) - 1) / lasts_s / rate
+    return [replace(request, arrival_s=request.arrival_s * factor) for request in requests]

@@ -28,7 +28,7 @@ MODEL_FILE, TOKENIZER_FILE, INFO_FILE = "model.onnx", "tokenizer.json", "ranker.
 # Prompts of one forward pass: they are sorted by length first, so that little is padded. A larger
 # batch wins nothing on a CPU and makes the short prompts of the batch wait for the long ones.
 PROMPTS_PER_PASS = {"encoder": 16, "lite": 64}
-LONGEST_OF_PASS = 1.25  # times its shortest prompt: more padding costs more than another pass
+MOST_PADDING = {"encoder": 32, "lite": 128}  # tokens of a pass: more cost more than another pass
 MOST_THREADS = 4
 CHARS_PER_TOKEN = 64  # a prompt is cut to this many characters a token before it is tokenized
 
@@ -143,7 +143,8 @@ class Ranker:
         """Scores [num_prompts], float32: the higher, the longer the expected answer."""
         scores = np.empty(len(prompts), dtype=np.float32)
         prepared = self._prepare(prompts)
-        for rows in _passes(prepared.lengths, PROMPTS_PER_PASS[self.info.kind]):
+        kind = self.info.kind
+        for rows in _passes(prepared.lengths, PROMPTS_PER_PASS[kind], MOST_PADDING[kind]):
             scores[rows] = self._session.run(None, prepared.inputs(rows))[0]
         return scores
 
@@ -156,16 +157,17 @@ class _Prepared:
     inputs: Callable[[list[int]], Inputs]
 
 
-def _passes(lengths: list[int], prompts_per_pass: int) -> Iterator[list[int]]:
+def _passes(lengths: list[int], prompts_per_pass: int, most_padding: int) -> Iterator[list[int]]:
     """Rows for each forward pass: of like length, since padding costs as much as text does."""
     rows: list[int] = []
+    longest = padding = 0
     for row in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if rows and (
-            len(rows) == prompts_per_pass or lengths[row] > LONGEST_OF_PASS * lengths[rows[0]] + 1
-        ):
+        padding += len(rows) * (lengths[row] - longest)
+        if rows and (len(rows) == prompts_per_pass or padding > most_padding):
             yield rows
-            rows = []
+            rows, padding = [], 0
         rows.append(row)
+        longest = lengths[row]
     if rows:
         yield rows
 
@@ -174,8 +176,10 @@ def pad(id_lists: Sequence[Sequence[int]]) -> NDArray[np.int64]:
     """Id lists of any lengths as one array [num_lists, longest]."""
     if len(id_lists) == 1:
         return np.array(id_lists, dtype=np.int64)
-    longest = max(map(len, id_lists))
-    return np.array([[*ids, *[0] * (longest - len(ids))] for ids in id_lists], dtype=np.int64)
+    padded = np.zeros((len(id_lists), max(map(len, id_lists))), dtype=np.int64)
+    for row, ids in enumerate(id_lists):
+        padded[row, : len(ids)] = ids
+    return padded
 
 
 def _prepare_lite(folder: Path) -> Callable[[Sequence[str]], _Prepared]:

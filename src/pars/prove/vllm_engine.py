@@ -10,6 +10,7 @@ same figures on 0.26 to 0.30).
 """
 
 import json
+import logging
 import os
 import tempfile
 from pathlib import Path
@@ -26,7 +27,6 @@ HOW_TO_INSTALL = (
 )
 _ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
-    "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_NO_USAGE_STATS": "1",
 }
@@ -176,6 +176,7 @@ def _scheduler(limits: EngineLimits) -> Any:
     """A scheduler as vLLM's engine core would build it, for one layer of full attention."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    logging.getLogger("vllm").setLevel(logging.ERROR)  # it has much to say about missing weights
     vllm_version()
     import torch
     from vllm import config

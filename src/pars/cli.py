@@ -10,6 +10,7 @@ import sys
 import click
 
 from pars import __version__
+from pars.cli_bench import BENCH_COMMANDS
 from pars.cli_learn import LEARN_COMMANDS
 from pars.cli_serve import SERVE_COMMANDS
 from pars.errors import ParsError
@@ -21,7 +22,7 @@ def commands() -> None:
     """Rank LLM requests by predicted answer length, so that short ones stop waiting behind long."""
 
 
-for command in (*LEARN_COMMANDS, *SERVE_COMMANDS):
+for command in (*LEARN_COMMANDS, *SERVE_COMMANDS, *BENCH_COMMANDS):
     commands.add_command(command)
 
 

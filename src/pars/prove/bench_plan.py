@@ -15,6 +15,7 @@ import numpy as np
 
 from pars.errors import ParsError
 from pars.priority import Calibration
+from pars.prove.arrivals import scaled
 from pars.prove.policies import Policy
 from pars.prove.workload import Workload, WorkloadRequest
 from pars.ranker import Ranker, boxed_ranker
@@ -124,7 +125,7 @@ def turns(options: BenchOptions, workload: Workload, scores: Scores) -> list[Tur
     for repeat in range(options.repeats):
         first = repeat % len(options.policies)
         for rate in options.rates or (None,):
-            requests = scaled(workload.requests, rate)
+            requests = at_rate(workload.requests, rate)
             for policy in options.policies[first:] + options.policies[:first]:
                 keys = None
                 if policy != GATEWAY:
@@ -134,7 +135,7 @@ def turns(options: BenchOptions, workload: Workload, scores: Scores) -> list[Tur
     return planned
 
 
-def scaled(requests: Sequence[WorkloadRequest], rate: float | None) -> Sequence[WorkloadRequest]:
+def at_rate(requests: Sequence[WorkloadRequest], rate: float | None) -> Sequence[WorkloadRequest]:
     """
     The same requests with their arrivals stretched to `rate` a second on average.
 
@@ -143,8 +144,8 @@ def scaled(requests: Sequence[WorkloadRequest], rate: float | None) -> Sequence[
     """
     if rate is None:
         return requests
-    lasts_s = requests[-1].arrival_s - requests[0].arrival_s
-    if lasts_s <= 0:
-        raise ParsError(f"--rates {rate:g}: the workload arrives all at once, and has no rate")
-    factor = (len(requests) - 1) / lasts_s / rate
-    return [replace(request, arrival_s=request.arrival_s * factor) for request in requests]
+    arrivals_s = scaled([request.arrival_s for request in requests], rate)
+    return [
+        replace(request, arrival_s=arrival_s)
+        for request, arrival_s in zip(requests, arrivals_s, strict=True)
+    ]

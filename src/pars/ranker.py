@@ -28,7 +28,7 @@ MODEL_FILE, TOKENIZER_FILE, INFO_FILE = "model.onnx", "tokenizer.json", "ranker.
 # Prompts of one forward pass: they are sorted by length first, so that little is padded. A larger
 # batch wins nothing on a CPU and makes the short prompts of the batch wait for the long ones.
 PROMPTS_PER_PASS = {"encoder": 16, "lite": 64}
-MOST_PADDING = {"encoder": 32, "lite": 128}  # tokens of a pass: more cost more than another pass
+MOST_PADDING = {"encoder": 8, "lite": 128}  # tokens of a pass: more cost more than another pass
 MOST_THREADS = 4
 CHARS_PER_TOKEN = 64  # a prompt is cut to this many characters a token before it is tokenized
 

@@ -1,11 +1,7 @@
 """Torch to a portable ranker folder: an ONNX graph, the tokenizer, and what scoring must know."""
 
-import contextlib
-import io
-import logging
 import shutil
 import tempfile
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +14,7 @@ from numpy.typing import NDArray
 from pars import __version__
 from pars.errors import ParsError, RankerError
 from pars.learn.calibration import calibrate
+from pars.learn.encoder_graph import encoder_graph
 from pars.learn.lite_graph import lite_graph
 from pars.learn.models import EncoderModel, LiteModel, PromptModel
 from pars.learn.records import length_unit_of, read_data
@@ -63,8 +60,7 @@ def export_ranker(
     )
     with _replaced_whole(folder) as new:
         model.network.eval().to("cpu")
-        graph = lite_graph(model) if isinstance(model, LiteModel) else _encoder_graph(model)
-        (new / MODEL_FILE).write_bytes(graph)
+        (new / MODEL_FILE).write_bytes(_graph(model))
         (new / TOKENIZER_FILE).write_text(model.tokenizer_json(), encoding="utf-8")
         info.write(new)
         _compare(model, new)
@@ -156,6 +152,13 @@ def _replaced_whole(folder: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
+def _graph(model: PromptModel) -> bytes:
+    if isinstance(model, LiteModel):
+        return lite_graph(model)
+    assert isinstance(model, EncoderModel)
+    return encoder_graph(model, PROBES[:2])
+
+
 def _compare(model: PromptModel, folder: Path) -> None:
     encoded = model.encode(PROBES)
     with torch.no_grad():
@@ -166,37 +169,3 @@ def _compare(model: PromptModel, folder: Path) -> None:
         raise RankerError(
             f"{folder}: ONNX and torch scores differ by {disagreement:.1e}; not written"
         )
-
-
-def _encoder_graph(model: PromptModel) -> bytes:
-    """The encoder's graph by torch.export, with any number of prompts and tokens."""
-    assert isinstance(model, EncoderModel)
-    example = model.collate(model.encode(PROBES[:2]), torch.device("cpu"))
-    names = ["input_ids", "attention_mask"]
-    prompts, tokens = torch.export.Dim("prompts"), torch.export.Dim("tokens")
-    with _quiet_exporter():
-        program = torch.onnx.export(
-            model.network,
-            tuple(example[name] for name in names),
-            input_names=names,
-            output_names=["scores"],
-            dynamic_shapes=({0: prompts, 1: tokens}, {0: prompts, 1: tokens}),
-            dynamo=True,
-            external_data=False,
-            verbose=False,
-        )
-        return bytes(program.model_proto.SerializeToString())
-
-
-@contextmanager
-def _quiet_exporter() -> Iterator[None]:
-    """The exporter reports its own steps and torchvision's absence; nobody can act on either."""
-    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

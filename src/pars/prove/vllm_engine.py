@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import tempfile
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -71,18 +72,16 @@ class VllmEngine:
         priority: int,
         arrival_s: float,
     ) -> None:
-        from vllm.sampling_params import SamplingParams
-        from vllm.v1.request import Request
-
         self.limits.check_request(request_id, prompt_tokens, output_tokens)
         if request_id in self._requests:
             raise ParsError(f"request {request_id}: its id is in use")
-        request = Request(
+        asked = _of_vllm("sampling_params").SamplingParams(
+            max_tokens=output_tokens, ignore_eos=True, temperature=0.0
+        )
+        request = _of_vllm("v1.request").Request(
             request_id=request_id,
             prompt_token_ids=[_TOKEN] * prompt_tokens,
-            sampling_params=SamplingParams(
-                max_tokens=output_tokens, ignore_eos=True, temperature=0.0
-            ),
+            sampling_params=asked,
             pooling_params=None,
             arrival_time=arrival_s,
             priority=priority,
@@ -91,20 +90,17 @@ class VllmEngine:
         self._scheduler.add_request(request)
 
     def abort(self, request_id: str) -> None:
-        from vllm.v1.request import RequestStatus
-
         if self._requests.pop(request_id, None) is not None:
             self._running.discard(request_id)
             self._resuming.discard(request_id)
-            self._scheduler.finish_requests(request_id, RequestStatus.FINISHED_ABORTED)
+            aborted = _of_vllm("v1.request").RequestStatus.FINISHED_ABORTED
+            self._scheduler.finish_requests(request_id, aborted)
 
     def num_output_tokens(self, request_id: str) -> int:
         request = self._requests.get(request_id)
         return 0 if request is None else int(request.num_output_tokens)
 
     def step(self) -> Step:
-        from vllm.v1.outputs import ModelRunnerOutput
-
         if not self._requests:
             raise ParsError("the engine has no work")
         plan = self._scheduler.schedule()
@@ -131,9 +127,9 @@ class VllmEngine:
             elif has_token and request_id in self._resuming:
                 resumed.append(request_id)
                 self._resuming.remove(request_id)
-        finished = self._update(
-            plan, ModelRunnerOutput(ids, {it: row for row, it in enumerate(ids)}, sampled)
-        )
+        rows = {request_id: row for row, request_id in enumerate(ids)}
+        output = _of_vllm("v1.outputs").ModelRunnerOutput(ids, rows, sampled)
+        finished = self._update(plan, output)
         num_running, num_waiting = self._scheduler.get_request_counts()
         return Step(
             num_prefill_tokens,
@@ -165,11 +161,15 @@ def vllm_version() -> str:
     Raises:
         ParsError: vLLM is not installed here.
     """
+    return str(_of_vllm("").__version__)
+
+
+def _of_vllm(module: str) -> Any:
+    """A module of vLLM, by its name within; not typed here, and not imported before it is used."""
     try:
-        import vllm
+        return import_module(f"vllm.{module}".rstrip("."))
     except ImportError as error:
-        raise ParsError(HOW_TO_INSTALL) from error
-    return str(vllm.__version__)
+        raise ParsError(f"{HOW_TO_INSTALL} ({error})") from error
 
 
 def _scheduler(limits: EngineLimits) -> Any:
@@ -177,13 +177,7 @@ def _scheduler(limits: EngineLimits) -> Any:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     logging.getLogger("vllm").setLevel(logging.ERROR)  # it has much to say about missing weights
-    vllm_version()
-    import torch
-    from vllm import config
-    from vllm.v1.core.sched.scheduler import Scheduler
-    from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
-    from vllm.v1.structured_output import StructuredOutputManager
-
+    config, kv = _of_vllm("config"), _of_vllm("v1.kv_cache_interface")
     with tempfile.TemporaryDirectory(prefix="pars-model-") as folder:
         (Path(folder) / "config.json").write_text(json.dumps(_MODEL))
         model = config.ModelConfig(
@@ -214,17 +208,22 @@ def _scheduler(limits: EngineLimits) -> Any:
     cache.block_size = limits.block_size
     cache.num_gpu_blocks = limits.num_blocks
     cache.enable_prefix_caching = False
-    attention = FullAttentionSpec(
-        block_size=limits.block_size, num_kv_heads=1, head_size=8, dtype=torch.float32
+    attention = kv.FullAttentionSpec(
+        block_size=limits.block_size,
+        num_kv_heads=1,
+        head_size=8,
+        dtype=import_module("torch").float32,
     )
-    return Scheduler(
+    return _of_vllm("v1.core.sched.scheduler").Scheduler(
         vllm_config=vllm_config,
-        kv_cache_config=KVCacheConfig(
+        kv_cache_config=kv.KVCacheConfig(
             num_blocks=limits.num_blocks,
             kv_cache_tensors=[],
-            kv_cache_groups=[KVCacheGroupSpec(["layer"], attention)],
+            kv_cache_groups=[kv.KVCacheGroupSpec(["layer"], attention)],
         ),
-        structured_output_manager=StructuredOutputManager(vllm_config),
+        structured_output_manager=_of_vllm("v1.structured_output").StructuredOutputManager(
+            vllm_config
+        ),
         block_size=limits.block_size,
         log_stats=False,
     )

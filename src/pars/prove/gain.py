@@ -260,4 +260,5 @@ def seconds(value: float | None) -> str:
         return "-"
     if abs(value) < 0.0995:
         return f"{value * 1000:.3g} ms"
-    return f"{value:.2f} s" if abs(value) < 9.95 else f"{value:,.0f} s"
+    digits = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
+    return f"{value:,.{digits}f} s"

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from pars.errors import RankerError
-from pars.ranker import Ranker, RankerInfo, boxed_ranker, tokenizable
+from pars.learn.encoder_graph import int8_graph
+from pars.ranker import INT8_FILE, Ranker, RankerInfo, boxed_ranker, tokenizable
 
 from rankers import lite_ranker, tiny_encoder
 
@@ -46,6 +47,42 @@ def test_a_prompt_scores_the_same_alone_and_in_company(folder):
     alone = np.concatenate([ranker.score([prompt]) for prompt in prompts])
     assert together.dtype == np.float32
     np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+def test_an_8_bit_graph_is_kept_where_it_orders_as_float32_does(encoder, tmp_path):
+    """Its agreement with float32 on held-out prompts is said, and 0.99 decides."""
+    from pars.learn.export import export_ranker
+    from pars.learn.models import load_encoder
+
+    prompts = [f"write {'a story about ' * (i % 9)} the sea" for i in range(40)]
+    model = load_encoder(str(tiny_encoder(tmp_path / "bert")), 16)
+
+    info = export_ranker(model, tmp_path / "ranker", model_name="tiny", held_out=prompts)
+
+    assert -1 <= info.int8_tau_b <= 1
+    assert (tmp_path / "ranker" / INT8_FILE).exists() == (info.int8_tau_b >= 0.99)
+    assert Ranker.load(tmp_path / "ranker", precision="float32").precision == "float32"
+    assert RankerInfo.read(encoder).int8_tau_b is None  # there were no prompts to try it on
+
+
+def test_a_machine_takes_the_faster_graph(encoder, tmp_path):
+    """Given two, `auto` takes one of them; the other must be asked for by name."""
+    for file in encoder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(RankerError, match=r"model_int8\.onnx: missing"):
+        Ranker.load(tmp_path, precision="int8")
+    (tmp_path / INT8_FILE).write_bytes(int8_graph((tmp_path / "model.onnx").read_bytes()))
+    prompts = ["write a story about the sea", "name the king"]
+
+    exact, fast, either = (
+        Ranker.load(tmp_path, precision=it) for it in ("float32", "int8", "auto")
+    )
+
+    np.testing.assert_allclose(exact.score(prompts), fast.score(prompts), atol=0.05)
+    assert fast.precision == "int8"
+    assert either.precision in ("float32", "int8")
+    with pytest.raises(RankerError, match="must be one of auto, float32, int8"):
+        Ranker.load(tmp_path, precision="half")
 
 
 def test_no_prompts_have_no_scores(folder):

@@ -3,12 +3,14 @@ A trained ranker as a folder, and its scores. Needs ONNX Runtime and tokenizers,
 
     ranker/
     ├── model.onnx       the graph: token ids (and, for lite, surface features) to one score
+    ├── model_int8.onnx  for some encoders, the same with 8-bit matrix products
     ├── tokenizer.json   of Hugging Face tokenizers (kind "encoder") or of pars.words (kind "lite")
     └── ranker.json      `RankerInfo`: what scoring needs, and what the ranker was trained on
 """
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from importlib.resources import files
@@ -24,6 +26,9 @@ from pars.words import WordTokenizer, surface_features
 
 FORMAT_VERSION = 1
 MODEL_FILE, TOKENIZER_FILE, INFO_FILE = "model.onnx", "tokenizer.json", "ranker.json"
+INT8_FILE = "model_int8.onnx"
+PRECISIONS = ("auto", "float32", "int8")
+WORTH_INT8 = 1.2  # times as fast: below that, the exact scores are worth more
 
 # Prompts of one forward pass: they are sorted by length first, so that little is padded. A larger
 # batch wins nothing on a CPU and makes the short prompts of the batch wait for the long ones.
@@ -53,7 +58,7 @@ class RankerInfo:
     max_length: int  # tokens (encoder) or words (lite) read from a prompt's start
     format_version: int = FORMAT_VERSION
     pars_version: str = ""
-    precision: str = "float32"
+    int8_tau_b: float | None = None  # between 8-bit and float32 scores of held-out prompts
     tau_b: dict[str, float | None] | None = None  # on validation prompts: value, low, high
     trained_on: dict[str, Any] = field(default_factory=dict)
     length_unit: str = "tokens"  # of the answer lengths it was trained on
@@ -109,18 +114,24 @@ class Ranker:
         info: RankerInfo,
         prepare: Callable[[Sequence[str]], "_Prepared"],
         session: Any,
+        precision: str = "float32",
     ) -> None:
         self.folder = folder
         self.info = info
+        self.precision = precision
         self._prepare = prepare
         self._session = session
 
     @classmethod
-    def load(cls, folder: Path, *, num_threads: int | None = 1) -> "Ranker":
+    def load(
+        cls, folder: Path, *, num_threads: int | None = 1, precision: str = "auto"
+    ) -> "Ranker":
         """
         Load a ranker folder.
 
         Args:
+            precision: float32, int8, or auto: int8 where the folder has it and this machine runs
+                it faster, which is tried out (some 0.1 s).
             num_threads: of one forward pass. 1 leaves the other cores to the rest of the process;
                 None takes one a core, up to 4, for an encoder, and 1 for lite, which gains nothing.
 
@@ -131,8 +142,11 @@ class Ranker:
         info = RankerInfo.read(folder)
         if num_threads is None:
             num_threads = 1 if info.kind == "lite" else min(os.cpu_count() or 1, MOST_THREADS)
+        if precision not in PRECISIONS:
+            raise RankerError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision}")
         prepare = _prepare_lite(folder) if info.kind == "lite" else _prepare_encoder(folder, info)
-        ranker = cls(folder, info, prepare, _open_session(folder / MODEL_FILE, num_threads))
+        session, precision = _fastest_session(folder, num_threads, precision)
+        ranker = cls(folder, info, prepare, session, precision)
         try:
             ranker.score(["Is this ranker whole?"])
         except Exception as error:  # whatever the runtime raises, the folder is what is wrong
@@ -239,6 +253,30 @@ def tokenizable(prompts: Sequence[str], max_length: int) -> list[str]:
     """
     cut = max_length * CHARS_PER_TOKEN
     return [prompt[:cut].encode("utf-8", "replace").decode() for prompt in prompts]
+
+
+def _fastest_session(folder: Path, num_threads: int, precision: str) -> tuple[Any, str]:
+    """A session of the graph in the wanted precision, and that precision."""
+    if precision == "float32" or (precision == "auto" and not (folder / INT8_FILE).exists()):
+        return _open_session(folder / MODEL_FILE, num_threads), "float32"
+    int8 = _open_session(folder / INT8_FILE, num_threads)
+    if precision == "int8":
+        return int8, "int8"
+    float32 = _open_session(folder / MODEL_FILE, num_threads)
+    if _seconds(float32) > WORTH_INT8 * _seconds(int8):
+        return int8, "int8"
+    return float32, "float32"
+
+
+def _seconds(session: Any) -> float:
+    """The least of five forward passes over 8 prompts of 32 tokens."""
+    ids = np.ones((8, 32), dtype=np.int64)
+    times_s = []
+    for _ in range(5):
+        started_s = time.perf_counter()
+        session.run(None, {"input_ids": ids, "attention_mask": ids})
+        times_s.append(time.perf_counter() - started_s)
+    return min(times_s)
 
 
 def _open_session(path: Path, num_threads: int) -> Any:

@@ -11,9 +11,11 @@ import contextlib
 import io
 import logging
 import math
+import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -86,6 +88,33 @@ class FirstTokenBert(nn.Module):  # type: ignore[misc]  # torch is not checked a
     def _heads(self, columns: Tensor) -> Tensor:
         """[prompts, tokens, width] to [prompts, heads, tokens, width of a head]."""
         return columns.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+
+
+def int8_graph(graph: bytes) -> bytes:
+    """
+    The same graph with 8-bit matrix products (dynamic quantization, a scale a column of weights).
+
+    On a CPU with 8-bit dot products (VNNI, AMX, Arm's dotprod) it takes less than half the time of
+    float32; on one without, more. Embeddings, attention and sums stay in float32.
+    """
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "int8.onnx"
+        logging.disable(logging.WARNING)  # it advises a preparation that has nothing to prepare
+        try:
+            quantize_dynamic(
+                onnx.load_from_string(graph),
+                path,
+                op_types_to_quantize=["MatMul"],
+                per_channel=True,
+                weight_type=QuantType.QInt8,
+                extra_options={"MatMulConstBOnly": True},
+            )
+        finally:
+            logging.disable(logging.NOTSET)
+        return path.read_bytes()
 
 
 @contextmanager

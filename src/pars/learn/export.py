@@ -2,8 +2,9 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,16 @@ from numpy.typing import NDArray
 from pars import __version__
 from pars.errors import ParsError, RankerError
 from pars.learn.calibration import calibrate
-from pars.learn.encoder_graph import encoder_graph
+from pars.learn.encoder_graph import encoder_graph, int8_graph
 from pars.learn.lite_graph import lite_graph
 from pars.learn.models import EncoderModel, LiteModel, PromptModel
 from pars.learn.records import length_unit_of, read_data
-from pars.metrics import bootstrap, pair_sums
-from pars.ranker import INFO_FILE, MODEL_FILE, TOKENIZER_FILE, Ranker, RankerInfo
+from pars.metrics import bootstrap, kendall_tau_b, pair_sums
+from pars.ranker import INFO_FILE, INT8_FILE, MODEL_FILE, TOKENIZER_FILE, Ranker, RankerInfo
 
 LARGEST_DISAGREEMENT = 1e-4  # between torch and ONNX Runtime, in score
+LEAST_AGREEMENT = 0.99  # Kendall tau-b between 8-bit and float32 scores of held-out prompts
+FEWEST_TO_AGREE_ON, MOST_TO_AGREE_ON = 30, 1000
 PROBES = ["What is two and two?", "Write a long story about the sea.\n\nUse 3 chapters. " * 8, ""]
 
 
@@ -34,12 +37,15 @@ def export_ranker(
     tau_b: dict[str, float | None] | None = None,
     trained_on: dict[str, Any] | None = None,
     calibration: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None,
+    held_out: Sequence[str] = (),
 ) -> RankerInfo:
     """
     Write `folder` anew: it appears whole, after the graph's scores were compared with torch's.
 
     Args:
         calibration: held-out scores and answer lengths [num_prompts], in `length_unit`.
+        held_out: held-out prompts. An encoder gets an 8-bit graph too where that orders them as
+            the graph in float32 does; without prompts to try it on, it gets none.
 
     Raises:
         RankerError: the graph's scores differ from torch's by more than 1e-4.
@@ -64,6 +70,21 @@ def export_ranker(
         (new / TOKENIZER_FILE).write_text(model.tokenizer_json(), encoding="utf-8")
         info.write(new)
         _compare(model, new)
+        if isinstance(model, EncoderModel) and len(held_out) >= FEWEST_TO_AGREE_ON:
+            info = _with_int8(new, info, list(held_out)[:MOST_TO_AGREE_ON])
+    return info
+
+
+def _with_int8(folder: Path, info: RankerInfo, prompts: list[str]) -> RankerInfo:
+    """Add the 8-bit graph to a ranker folder, unless it orders `prompts` otherwise."""
+    scores = Ranker.load(folder, precision="float32").score(prompts)
+    graph = folder / INT8_FILE
+    graph.write_bytes(int8_graph((folder / MODEL_FILE).read_bytes()))
+    agreement = kendall_tau_b(Ranker.load(folder, precision="int8").score(prompts), scores)
+    if agreement < LEAST_AGREEMENT:
+        graph.unlink()
+    info = replace(info, int8_tau_b=round(agreement, 4))
+    info.write(folder)
     return info
 
 
@@ -90,13 +111,14 @@ def export_checkpoint(
     check_replaceable(folder)
     ranker = CheckpointRanker.load(checkpoint, model_name, max_length)
     tau_b = calibration = None
+    prompts: list[str] = []
     if val_data:
         rows = read_data(val_data)
-        scores = ranker.score([row.prompt for row in rows]).astype(np.float64)
+        prompts = [row.prompt for row in rows]
+        scores = ranker.score(prompts).astype(np.float64)
         calibration = scores, np.array([row.answer_length for row in rows])
-        clusters = [row.prompt for row in rows]
         sums = pair_sums(*calibration, strata=[row.model for row in rows])
-        tau_b = bootstrap(sums, "tau_b", clusters=clusters).as_json()
+        tau_b = bootstrap(sums, "tau_b", clusters=prompts).as_json()
     return export_ranker(
         ranker.model,
         folder,
@@ -105,6 +127,7 @@ def export_checkpoint(
         tau_b=tau_b,
         trained_on={"checkpoint": str(checkpoint)},
         calibration=calibration,
+        held_out=prompts,
     )
 
 
@@ -117,7 +140,7 @@ def check_replaceable(folder: Path) -> None:
     """
     if folder.is_file():
         raise ParsError(f"{folder}: is a file, not a folder for a ranker")
-    ours = {MODEL_FILE, TOKENIZER_FILE, INFO_FILE}
+    ours = {MODEL_FILE, INT8_FILE, TOKENIZER_FILE, INFO_FILE}
     if folder.is_dir() and (others := sorted({file.name for file in folder.iterdir()} - ours)):
         raise ParsError(
             f"{folder}: holds more than a ranker ({others[0]}): name a new folder, or a ranker's"

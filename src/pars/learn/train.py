@@ -279,6 +279,7 @@ class Training:
                 "num_epochs": self.config.num_epochs,
             },
             calibration=(row_scores, self.validation.lengths),
+            held_out=self.validation.prompts,
         )
 
 

@@ -245,7 +245,7 @@ def test_the_verdict_in_one_sentence():
                  (("fcfs", 28.0), ("ranker", 30.0), ("oracle", 30.0))]  # fmt: skip
     told = verdict_of(requests, [run(p, waiting=[5, 5]) for p in ("fcfs", "ranker", "oracle")])
 
-    assert told.startswith("ranker cut mean NTPOT from 13.6 s to 9.20 s (1.5x), 73% [")
+    assert told.startswith("ranker cut mean NTPOT from 13.6 s to 9.20 s (1.48x), 73% [")
     assert told.endswith("] of what perfect knowledge would give; the longest wait rose from"
                          " 28.0 s to 30.0 s.")  # fmt: skip
 
@@ -269,7 +269,7 @@ def test_the_verdict_says_when_a_policy_did_harm():
     """A larger mean is called so."""
     told = verdict_of(three(ranker=20.0), [run(waiting=[5])])
 
-    assert told.startswith("ranker RAISED mean NTPOT from 10.0 s to 20.0 s (2x), -125% ")
+    assert told.startswith("ranker RAISED mean NTPOT from 10.0 s to 20.0 s (2.0x), -125% ")
 
 
 def test_the_verdict_begins_with_what_makes_it_doubtful():

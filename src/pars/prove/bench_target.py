@@ -118,7 +118,8 @@ def request_of(
         body["truncate_prompt_tokens"] = request.prompt_tokens
     if target.engine.name.startswith("vllm"):
         # No policy may profit from prompts that the one before it left in the prefix cache.
-        body["cache_salt"] = f"{turn.policy}-{turn.rate}-{turn.repeat}-{os.getpid()}"
+        salt = f"{turn.policy}-{turn.rate}-{turn.repeat}-{os.getpid()}"
+        body["cache_salt"] = salt.replace("@", "-")  # vLLM refuses @ and / in it
     headers: Headers = []
     if turn.keys is not None and target.engine.takes_priority:
         key = -turn.keys[row] if target.engine.larger_first else turn.keys[row]

@@ -116,8 +116,9 @@ class FakeEngine:
     async def _step_for_ever(self) -> None:
         """Steps while there is work; each ends when it is due, counted from the one before."""
         clock = asyncio.get_running_loop().time
+        due_s = clock()
         while True:
-            if not self._engine.has_work:
+            while not self._engine.has_work:
                 self._has_work.clear()
                 await self._has_work.wait()
                 due_s = clock()

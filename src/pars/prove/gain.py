@@ -225,16 +225,18 @@ def _change(found: Gain) -> str:
     factor = times if times >= 1 else 1 / times
     return (
         f"{found.policy} {verb} mean NTPOT from {seconds(found.base_mean)} to"
-        f" {seconds(found.policy_mean)} ({factor:.2g}x)"
+        f" {seconds(found.policy_mean)} ({factor:.{2 if factor < 1.95 else 1}f}x)"
     )
 
 
 def _share_told(found: Gain) -> str:
-    if found.share is None or np.isnan(found.share.value):
+    if found.share is None or share_text(found.share) == "-":
         return ""
     if found.policy.partition("@")[0] == BEST:
         return ""
-    return f", {share_text(found.share)} of what perfect knowledge would give"
+    told = f", {share_text(found.share)} of what perfect knowledge would give"
+    unsure = found.share.low <= 0 <= found.share.high
+    return f"{told} (which may as well be nothing)" if unsure else told
 
 
 def _wait_told(base_row: Figures, row: Figures) -> str:
@@ -246,11 +248,9 @@ def _wait_told(base_row: Figures, row: Figures) -> str:
 
 
 def share_text(share: Estimate) -> str:
-    """`71% [64, 77]`, or `-` where it is undefined."""
-    if np.isnan(share.value):
+    """`71% [64, 77]`, or `-` where the oracle gained nothing that is surely more than noise."""
+    if np.isnan(share.value) or np.isnan(share.low):
         return "-"
-    if np.isnan(share.low):
-        return f"{share.value:.0%}"
     return f"{share.value:.0%} [{share.low * 100:.0f}, {share.high * 100:.0f}]"
 
 

@@ -196,7 +196,7 @@ def _figures(
         kept &= ~(table[name] > limit)  # a request without the measure cannot break its limit
     measures = {
         name: _spread(table[name], repeats) for name in table if name in MEASURES and len(good)
-    } | _itl(good, runs)
+    } | (_itl(good, runs) if good else {})
     late = [r.sent_s - r.arrival_s for r in requests if r.sent_s is not None]
     known = {run.repeat for run in runs} | {request.repeat for request in requests}
     return Figures(

@@ -102,7 +102,7 @@ def pictures(result: Result, rows: Sequence[Figures]) -> list[Picture]:
             _drawn(
                 f"The queue over time{at}",
                 "Requests waiting in the engine; a thin line is another repeat.",
-                lambda axes: _queue(axes, result, rate, styles),
+                lambda axes: _queue(axes, result, top, styles),
             )
         )
     return drawn
@@ -149,7 +149,7 @@ def _load(
             axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=policy, **style)
     axes.set(xlabel="requests per second", ylabel="seconds", yscale="log", xlim=(0, None))
     _plain_numbers(axes.yaxis)
-    axes.legend()
+    _legend(axes)
 
 
 def _waits(
@@ -168,7 +168,7 @@ def _waits(
     axes.set(xlabel="seconds to the first token", ylabel="share of requests", xscale="log")
     axes.set_ylim(0, 1.01)
     _plain_numbers(axes.xaxis)
-    axes.legend(loc="upper left")
+    _legend(axes)
 
 
 def _thirds(axes: Any, rows: Sequence[Figures], styles: dict[str, dict[str, Any]]) -> None:
@@ -183,15 +183,16 @@ def _thirds(axes: Any, rows: Sequence[Figures], styles: dict[str, dict[str, Any]
     axes.set_xticks(range(len(THIRDS)), [f"{third} answers" for third in THIRDS])
     axes.set(ylabel="seconds to the first token")
     axes.grid(visible=False, axis="x")
-    axes.legend()
+    _legend(axes)
 
 
 def _queue(
-    axes: Any, result: Result, rate: float | None, styles: dict[str, dict[str, Any]]
+    axes: Any, result: Result, rows: Sequence[Figures], styles: dict[str, dict[str, Any]]
 ) -> None:
+    shown = {(row.policy, row.rate) for row in rows}
     seen: set[str] = set()
     for run in sorted(result.runs, key=lambda run: run.repeat):
-        if run.rate != rate or not run.queue:
+        if (run.policy, run.rate) not in shown or not run.queue:
             continue
         step = -(-len(run.queue) // NUM_POINTS)
         samples = run.queue[::step]
@@ -205,7 +206,20 @@ def _queue(
         axes.plot(times, [sample.num_waiting for sample in samples], **look)
     axes.set(xlabel="seconds from the start", ylabel="requests waiting", xlim=(0, None))
     axes.set_ylim(0, None)
-    axes.legend()
+    _legend(axes)
+
+
+def _legend(axes: Any) -> None:
+    """Above the axes, where it hides nothing."""
+    handles, _ = axes.get_legend_handles_labels()
+    axes.legend(
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=min(4, len(handles)),
+        fontsize=8.5,
+        handlelength=1.6,
+        columnspacing=1.2,
+    )
 
 
 def _plain_numbers(axis: Any) -> None:

@@ -13,6 +13,7 @@ from pars import __version__
 from pars.cli_bench import BENCH_COMMANDS
 from pars.cli_learn import LEARN_COMMANDS
 from pars.cli_serve import SERVE_COMMANDS
+from pars.cli_simulate import SIMULATE_COMMANDS
 from pars.errors import ParsError
 
 
@@ -22,7 +23,7 @@ def commands() -> None:
     """Rank LLM requests by predicted answer length, so that short ones stop waiting behind long."""
 
 
-for command in (*LEARN_COMMANDS, *SERVE_COMMANDS, *BENCH_COMMANDS):
+for command in (*LEARN_COMMANDS, *SERVE_COMMANDS, *BENCH_COMMANDS, *SIMULATE_COMMANDS):
     commands.add_command(command)
 
 

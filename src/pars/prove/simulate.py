@@ -12,20 +12,39 @@ time: what the server does beside the model must be in the step's own time.
 """
 
 import math
-from bisect import bisect_left
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import chain
+from operator import add
+from typing import NamedTuple
 
 from pars.prove.fast_engine import FastEngine
+from pars.prove.pauses import Pauses
 from pars.prove.step_time import StepTime
 from pars.prove.stepping import Step, SteppedEngine
-from pars.prove.times import QueueSample, RequestTimes, Run, itl_bucket
+from pars.prove.times import QueueSample, RequestTimes, Run
 from pars.prove.workload import WorkloadRequest
 
 MOST_SAMPLES = 2000  # of the queue in one run; then every second is dropped
 FIRST_SAMPLING_S = 0.01
+
+
+class Load(NamedTuple):
+    """What the engine computed up to some moment, in the units of `StepTime`'s coefficients."""
+
+    num_steps: int = 0
+    num_prefill_tokens: int = 0
+    num_decode_seqs: int = 0
+    num_kv_tokens: int = 0
+
+
+class Loads(NamedTuple):
+    """The load up to when the engine first saw a request, to its first token and to its last."""
+
+    at_arrival: Load
+    at_first_token: Load
+    at_end: Load
+    seen_s: float
 
 
 def simulate(
@@ -36,6 +55,7 @@ def simulate(
     policy: str,
     rate: float | None = None,
     on_finished: Callable[[RequestTimes], None],
+    on_loads: Callable[[str, Loads], None] | None = None,
 ) -> Run:
     """
     Run every request to its end.
@@ -44,11 +64,12 @@ def simulate(
         requests: With their priorities, in order of arrival.
         policy, rate: What the results are named by.
         on_finished: Gets each request's times as it ends.
+        on_loads: Gets, by request_id, what was computed meanwhile.
 
     Raises:
         ParsError: a request does not fit into the engine.
     """
-    clock = _Clock(policy, rate, on_finished)
+    clock = _Clock(policy, rate, on_finished, on_loads)
     skipping = engine if isinstance(engine, FastEngine) else None
     upcoming = chain(requests, [None])
     pending = next(upcoming)
@@ -84,6 +105,9 @@ class _Flight:
     """A request that has not ended."""
 
     request: WorkloadRequest
+    seen_s: float
+    seen_at: Load
+    first_token_at: Load
     scheduled_s: float | None = None
     first_token_s: float | None = None
     since_step: int = 0  # it has had a token in each step from here on
@@ -96,23 +120,25 @@ class _Clock:
     """The time, and what there is to say about each request and the run."""
 
     def __init__(
-        self, policy: str, rate: float | None, on_finished: Callable[[RequestTimes], None]
+        self,
+        policy: str,
+        rate: float | None,
+        on_finished: Callable[[RequestTimes], None],
+        on_loads: Callable[[str, Loads], None] | None,
     ) -> None:
         self.now_s = 0.0
-        self._policy, self._rate, self._on_finished = policy, rate, on_finished
+        self._policy, self._rate = policy, rate
+        self._on_finished, self._on_loads = on_finished, on_loads
+        self._load = Load()
         self._flights: dict[str, _Flight] = {}
         self._num_steps = 0
         self._num_running = self._num_preemptions = 0
         self._samples: list[QueueSample] = []
         self._sampling_s = FIRST_SAMPLING_S
-        self._itl_counts: Counter[int] = Counter()
-        # Steps that were longer than all after them, in order: the longest since a step is the
-        # first of these that is not before it.
-        self._long_steps: list[int] = []
-        self._long_seconds: list[float] = []
+        self._pauses = Pauses()
 
     def arrive(self, request: WorkloadRequest) -> None:
-        self._flights[request.request_id] = _Flight(request)
+        self._flights[request.request_id] = _Flight(request, self.now_s, self._load, self._load)
 
     def idle_until(self, at_s: float) -> None:
         if at_s > self.now_s:
@@ -124,10 +150,10 @@ class _Clock:
         """Steps in which the same requests decode; each takes a little longer than the last."""
         first_s = step_time.decode_seconds(1, num_seqs, num_kv_tokens)
         growth_s = step_time.kv_token_s * num_seqs
-        last_s = first_s + (num_steps - 1) * growth_s
-        self._count_intervals(first_s, growth_s, num_steps, num_seqs)
         self._num_steps += num_steps
-        self._note_step(self._num_steps, last_s)
+        self._pauses.note_many(self._num_steps, first_s, growth_s, num_steps, num_seqs)
+        grown = num_seqs * num_steps * (num_steps + 1) // 2
+        self._add_load(num_steps, 0, num_steps * num_seqs, num_steps * num_kv_tokens + grown)
         self._pass(step_time.decode_seconds(num_steps, num_seqs, num_kv_tokens))
 
     def pass_step(self, step: Step, seconds: float) -> None:
@@ -139,20 +165,21 @@ class _Clock:
             if flight.scheduled_s is None:
                 flight.scheduled_s = self.now_s
         self._num_steps += 1
-        self._note_step(self._num_steps, seconds)
+        self._pauses.note(self._num_steps, seconds, step.num_decode_seqs)
+        if step.num_prefill_tokens or step.num_decode_seqs:
+            self._add_load(1, step.num_prefill_tokens, step.num_decode_seqs, step.num_kv_tokens)
         self._num_running = step.num_running
         self._num_preemptions += len(step.preempted)
         self._pass(seconds)
-        if step.num_decode_seqs:
-            self._itl_counts[itl_bucket(seconds)] += step.num_decode_seqs
         for request_id in step.first_token:
             flight = self._flights[request_id]
             flight.first_token_s, flight.since_step = self.now_s, self._num_steps + 1
+            flight.first_token_at = self._load
         for request_id in step.resumed:
             flight = self._flights[request_id]
             pause_s, flight.since_step = self.now_s - flight.lost_s, self._num_steps + 1
             flight.longest_itl_s = max(flight.longest_itl_s, pause_s)
-            self._itl_counts[itl_bucket(pause_s)] += 1
+            self._pauses.count(pause_s)
         for request_id in step.finished:
             self._finish(self._flights.pop(request_id))
 
@@ -163,7 +190,7 @@ class _Clock:
             rate=self._rate,
             duration_s=self.now_s,
             queue=tuple(self._samples),
-            itl_counts=dict(self._itl_counts),
+            itl_counts=dict(self._pauses.counts),
             num_preemptions=self._num_preemptions,
             facts={"num_steps": self._num_steps},
         )
@@ -180,16 +207,24 @@ class _Clock:
                 self._sampling_s *= 2
         self.now_s = end_s
 
+    def _add_load(self, *amounts: int) -> None:
+        self._load = Load(*map(add, self._load, amounts))
+
     def _lose(self, flight: _Flight) -> None:
         flight.num_preemptions += 1
         if flight.first_token_s is not None:
-            flight.longest_itl_s = max(flight.longest_itl_s, self._longest_since(flight))
+            flight.longest_itl_s = max(
+                flight.longest_itl_s, self._pauses.longest_since(flight.since_step)
+            )
             flight.lost_s = self.now_s
             flight.since_step = self._num_steps + 2  # none of its own until it resumes
 
     def _finish(self, flight: _Flight) -> None:
         request = flight.request
-        longest_s = max(flight.longest_itl_s, self._longest_since(flight))
+        if self._on_loads is not None:
+            loads = Loads(flight.seen_at, flight.first_token_at, self._load, flight.seen_s)
+            self._on_loads(request.request_id, loads)
+        longest_s = max(flight.longest_itl_s, self._pauses.longest_since(flight.since_step))
         self._on_finished(
             RequestTimes(
                 request_id=request.request_id,
@@ -206,36 +241,3 @@ class _Clock:
                 num_preemptions=flight.num_preemptions,
             )
         )
-
-    def _note_step(self, number: int, seconds: float) -> None:
-        while self._long_seconds and self._long_seconds[-1] <= seconds:
-            self._long_seconds.pop()
-            self._long_steps.pop()
-        self._long_seconds.append(seconds)
-        self._long_steps.append(number)
-
-    def _longest_since(self, flight: _Flight) -> float:
-        place = bisect_left(self._long_steps, flight.since_step)
-        return self._long_seconds[place] if place < len(self._long_steps) else 0.0
-
-    def _count_intervals(
-        self, first_s: float, growth_s: float, num_steps: int, num_seqs: int
-    ) -> None:
-        """Bucket by bucket: there are few, since the steps differ little."""
-        start = 0
-        while start < num_steps:
-            seconds = first_s + start * growth_s
-            bucket = itl_bucket(seconds)
-            end = num_steps
-            if growth_s and itl_bucket(first_s + (num_steps - 1) * growth_s) != bucket:
-                end = start + 1
-                low, high = start, num_steps - 1  # the last step of this bucket is in between
-                while low < high:
-                    middle = (low + high + 1) // 2
-                    if itl_bucket(first_s + middle * growth_s) == bucket:
-                        low = middle
-                    else:
-                        high = middle - 1
-                end = low + 1
-            self._itl_counts[bucket] += (end - start) * num_seqs
-            start = end

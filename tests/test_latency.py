@@ -219,6 +219,16 @@ def test_the_interval_holds_the_spread_of_repeats():
     assert (found.share.low, found.share.value, found.share.high) == (0.5, 0.75, 1.0)
 
 
+def test_many_requests_are_resampled_in_groups():
+    """Of 5,000 requests in 2,000 groups, none is lost: the share stays what it is."""
+    found = compared(result(three(num=5000)), "ranker", num_resamples=50)
+
+    assert found is not None
+    assert found.share is not None
+    assert found.share.low == pytest.approx(0.75)
+    assert found.share.high == pytest.approx(0.75)
+
+
 def dict_or(ends):
     return tuple(ends.values()) if isinstance(ends, dict) else ends
 

@@ -9,7 +9,7 @@ beside itself: no script, no font, no other file.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from pars.files import write_json, written_whole
 from pars.prove.gain import BASELINE, Gain, compared, share_text, verdict
 from pars.prove.latency import MEASURES, THIRDS, Figures, figures
 from pars.prove.page import page
-from pars.prove.times import Result, read_result
+from pars.prove.times import RequestTimes, Result, read_result
 
 JSON_FILE, HTML_FILE = "report.json", "report.html"
 TITLES = {
@@ -83,10 +83,14 @@ Gains = Mapping[tuple[str, float | None, str], Gain]
 def _gains(result: Result, rows: Sequence[Figures]) -> Gains:
     """What each policy but fcfs gained, in the measures that a queue changes."""
     found = {}
+    at_rate: dict[float | None, list[RequestTimes]] = {}
+    for request in result.requests:
+        at_rate.setdefault(request.rate, []).append(request)
     for row in rows:
+        part = replace(result, requests=at_rate.get(row.rate, []))
         for measure in ("ntpot_s", "ttft_s", "e2e_s"):
             if row.policy != BASELINE and row.num_ended_well:
-                gain = compared(result, row.policy, rate=row.rate, measure=measure)
+                gain = compared(part, row.policy, rate=row.rate, measure=measure)
                 if gain is not None:
                     found[row.policy, row.rate, measure] = gain
     return found

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from pars.files import write_json, written_whole
-from pars.prove.gain import BASELINE, Gain, compared, share_text, verdict
+from pars.prove.gain import BASELINE, Gain, compared
 from pars.prove.latency import MEASURES, THIRDS, Figures, figures
 from pars.prove.page import page
 from pars.prove.times import RequestTimes, Result, read_result
+from pars.prove.verdict import share_text, verdict
 
 JSON_FILE, HTML_FILE = "report.json", "report.html"
 TITLES = {

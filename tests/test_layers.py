@@ -8,6 +8,8 @@ import pars
 SOURCE = Path(pars.__file__).parent
 HEAVY = {"torch", "transformers", "datasets", "matplotlib", "sklearn", "onnx", "tqdm", "pyarrow"}
 GROUND = {"errors", "files", "metrics", "words", "ranker"}
+# What `pars workload` reads of other people's files, inside a function.
+READING = ("pars.learn.records", "pars.learn.rows")
 # Scoring with a .pt is the one door from serving to torch, opened inside a function.
 DOORS = {"server": ("pars.learn.checkpoint",)}
 
@@ -53,6 +55,34 @@ def test_what_learns_imports_only_the_ground():
         if module.startswith("pars.")
         and not module.startswith("pars.learn")
         and module.split(".")[1] not in GROUND | {"__version__"}
+    ]
+
+    assert wrong == []
+
+
+def test_what_proves_needs_neither_torch_nor_what_learns():
+    """It reads records as the learn lane does, and that inside a function; pictures likewise."""
+    wrong = [
+        (name, module)
+        for name, imported in modules("prove/*.py").items()
+        for module, is_at_the_top in imported
+        if (module.startswith("pars.learn") and (is_at_the_top or not module.startswith(READING)))
+        or (module.split(".")[0] in HEAVY - {"matplotlib"})
+        or (module.split(".")[0] == "matplotlib" and is_at_the_top)
+    ]
+
+    assert wrong == []
+
+
+def test_serving_never_imports_what_proves():
+    """No module outside the prove lane and the command line imports one of it."""
+    wrong = [
+        (name, module)
+        for pattern in ("*.py", "learn/*.py")
+        for name, imported in modules(pattern).items()
+        if not name.startswith("cli")
+        for module, _ in imported
+        if module.startswith("pars.prove")
     ]
 
     assert wrong == []

@@ -98,17 +98,16 @@ def make_workload(plan: WorkloadPlan) -> tuple[Header, list[WorkloadRequest]]:
         records = list(_records(plan, told))
     else:
         assert trace is not None
-        records = list(_records_of_trace(trace, told))
+        trace, records = _replayable(trace, told)
     if not records:
         raise DataError.at(plan.records or plan.trace or "", "has no row with an answer to replay")
     num_requests = plan.num_requests or (len(trace.arrivals_s) if trace else len(records))
-    if plan.records:
-        chosen = _drawn(records, num_requests, plan.seed)
-        arrivals_s = _arrivals(plan, trace, num_requests)
-    else:
-        chosen = records[:num_requests]  # as recorded: their order may mean something
-        kept = told.pop("kept_rows")
-        arrivals_s = _arrivals(plan, _rows_of(trace, kept), num_requests)
+    arrivals_s = _arrivals(plan, trace, num_requests)
+    chosen = (
+        _drawn(records, num_requests, plan.seed)
+        if plan.records
+        else records[:num_requests]  # as recorded: their order may mean something
+    )
     width = len(str(num_requests - 1))  # so that ids sort as arrivals do
     requests = [
         _request(plan, f"{row:0{width}}", round(arrival_s, 6), record)
@@ -179,26 +178,17 @@ def _drawn(records: list[_Record], num_requests: int, seed: int) -> list[_Record
     return drawn
 
 
-def _records_of_trace(trace: Trace, told: Header) -> Iterator[_Record]:
-    kept = [
-        row
-        for row, lengths in enumerate(zip(trace.input_tokens, trace.output_tokens, strict=True))
-        if min(lengths) > 0
-    ]
-    told["kept_rows"] = kept
-    told["num_skipped_empty"] = len(trace.arrivals_s) - len(kept)
+def _replayable(trace: Trace, told: Header) -> tuple[Trace, list[_Record]]:
+    """The rows of a trace that have tokens, as arrivals and as records."""
+    columns = zip(trace.arrivals_s, trace.input_tokens, trace.output_tokens, strict=True)
+    rows = [row for row in columns if row[1] and row[2]]
+    told["num_skipped_empty"] = len(trace.arrivals_s) - len(rows)
     told["lengths_from"] = "trace"
-    for row in kept:
-        yield _Record(None, trace.input_tokens[row], trace.output_tokens[row])
-
-
-def _rows_of(trace: Trace | None, rows: list[int]) -> Trace:
-    assert trace is not None
-    pick = [(trace.arrivals_s[r], trace.input_tokens[r], trace.output_tokens[r]) for r in rows]
-    first_s = pick[0][0] if pick else 0.0
-    return Trace(
-        [at - first_s for at, _, _ in pick], [n for _, n, _ in pick], [n for *_, n in pick]
+    first_s = rows[0][0] if rows else 0.0
+    kept = Trace(
+        [at - first_s for at, _, _ in rows], [n for _, n, _ in rows], [n for *_, n in rows]
     )
+    return kept, [_Record(None, inputs, outputs) for _, inputs, outputs in rows]
 
 
 def _records(plan: WorkloadPlan, told: Header) -> Iterator[_Record]:

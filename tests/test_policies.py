@@ -1,0 +1,117 @@
+"""Policies: whose key is smaller, with and without age, and what each may look at."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pars.errors import ParsError
+from pars.priority import Calibration
+from pars.prove.policies import NAMES, Policy
+from pars.prove.workload import WorkloadRequest
+
+SHORT = WorkloadRequest("0", 0.0, "short", 30, 10, max_tokens=900)
+LONG = WorkloadRequest("1", 0.0, "long", 20, 500, max_tokens=600)
+MIDDLE = WorkloadRequest("2", 0.0, "middle", 10, 100, max_tokens=700)
+REQUESTS = (SHORT, LONG, MIDDLE)
+
+
+def order(policy, requests=REQUESTS, **more):
+    keys = Policy.parse(policy).keys(requests, **more)
+    return [requests[row].prompt for row in sorted(range(len(requests)), key=keys.__getitem__)]
+
+
+@pytest.mark.parametrize("aging", ["", "@30"])
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        ("oracle", ["short", "middle", "long"]),
+        ("reversed", ["long", "middle", "short"]),
+        ("prompt-length", ["middle", "long", "short"]),
+        ("max-tokens", ["long", "middle", "short"]),
+    ],
+)
+def test_of_requests_that_come_together_the_least_cost_goes_first(policy, expected, aging):
+    """By true length, the longest first, prompt tokens, and the client's limit."""
+    assert order(policy + aging) == expected
+
+
+def test_the_ranker_goes_by_its_scores():
+    """Whatever the true lengths are."""
+    assert order("ranker", scores=[3.0, 1.0, 2.0]) == ["long", "middle", "short"]
+    assert order("ranker@5", scores=[3.0, 1.0, 2.0]) == ["long", "middle", "short"]
+
+
+@given(tokens=st.lists(st.integers(1, 10_000), min_size=3, max_size=3), aged=st.booleans())
+def test_the_ranker_never_sees_the_length_that_is_replayed(tokens, aged):
+    """Other true lengths, the same keys."""
+    policy = Policy.parse("ranker@30" if aged else "ranker")
+    others = [replace(it, output_tokens=n) for it, n in zip(REQUESTS, tokens, strict=True)]
+    calibration = Calibration((0.0, 1.0), (10.0, 1000.0))
+    scores = [0.1, 0.9, 0.5]
+
+    assert policy.keys(others, scores, calibration) == policy.keys(REQUESTS, scores, calibration)
+
+
+def test_a_clients_limit_bounds_what_the_ranker_expects():
+    """900 tokens expected, 600 allowed: less than the 700 of the one that may have 900."""
+    calibration = Calibration((0.0, 1.0), (0.0, 1000.0))
+
+    assert order("ranker", (SHORT, LONG), scores=[0.7, 0.9], calibration=calibration) == [
+        "long",
+        "short",
+    ]
+
+
+@given(first=st.integers(1, 5000), second=st.integers(1, 5000), later_s=st.floats(30.0, 1e6))
+def test_with_aging_nobody_is_passed_by_one_who_comes_that_much_later(first, second, later_s):
+    """30 seconds, whatever both lengths are."""
+    requests = [
+        replace(SHORT, output_tokens=first),
+        replace(LONG, output_tokens=second, arrival_s=later_s),
+    ]
+    keys = Policy.parse("oracle@30").keys(requests)
+
+    assert keys[0] < keys[1]
+
+
+def test_fcfs_gives_all_the_same_key():
+    """So that the engine's own order of arrival decides."""
+    assert Policy.parse("fcfs").keys(REQUESTS) == [0, 0, 0]
+
+
+@pytest.mark.parametrize("text", [*NAMES, "oracle@0", "ranker@30", "reversed@2.5"])
+def test_a_policy_is_spelled_as_it_was_parsed(text):
+    """The spelling names it in results."""
+    assert str(Policy.parse(text)) == text
+
+
+def test_infinite_aging_is_none():
+    """`@inf` is the plain order."""
+    assert str(Policy.parse("oracle@inf")) == "oracle"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("sjf", "'sjf' is none of fcfs, ranker, oracle"),
+        ("fcfs@30", "fcfs is without aging"),
+        ("oracle@soon", "after @ come seconds"),
+        ("oracle@-1", "after @ come seconds"),
+    ],
+)
+def test_a_policy_that_is_none_is_named(text, problem):
+    """With what would be right."""
+    with pytest.raises(ParsError, match=problem):
+        Policy.parse(text)
+
+
+def test_what_a_policy_needs_and_does_not_find_is_said():
+    """Prompts for the ranker, limits for max-tokens."""
+    nameless = [replace(SHORT, prompt=None, max_tokens=None)]
+
+    with pytest.raises(ParsError, match="request 0 has no prompt to score"):
+        Policy.parse("ranker").keys(nameless, [0.0])
+    with pytest.raises(ParsError, match="no request of the workload has max_tokens"):
+        Policy.parse("max-tokens").keys(nameless)

@@ -8,6 +8,7 @@ A policy has the same colour on every page; its line is broken where it ages.
 """
 
 import io
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -147,7 +148,7 @@ def _load(
         ]
         if points:
             axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=policy, **style)
-    axes.set(xlabel="requests per second", ylabel="seconds", yscale="log", xlim=(0, None))
+    axes.set(xlabel="requests per second", ylabel="seconds", yscale="log")
     _plain_numbers(axes.yaxis)
     _legend(axes)
 
@@ -155,6 +156,7 @@ def _load(
 def _waits(
     axes: Any, result: Result, rate: float | None, styles: dict[str, dict[str, Any]]
 ) -> None:
+    least_s = math.inf
     for policy, style in styles.items():
         waits = [
             r.first_token_s - r.arrival_s
@@ -165,8 +167,10 @@ def _waits(
             shares = np.linspace(0, 1, min(NUM_POINTS, 1 + len(waits)))
             found = np.maximum(np.quantile(waits, shares, method="inverted_cdf"), LEAST_WAIT_S)
             axes.plot(found, shares, drawstyle="steps-pre", label=policy, **style)
+            least_s = min(least_s, float(np.quantile(found, 0.01)) / 1.2)
     axes.set(xlabel="seconds to the first token", ylabel="share of requests", xscale="log")
     axes.set_ylim(0, 1.01)
+    axes.set_xlim(max(LEAST_WAIT_S, least_s), None)
     _plain_numbers(axes.xaxis)
     _legend(axes)
 
@@ -227,7 +231,8 @@ def _plain_numbers(axis: Any) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     low, high = axis.get_view_interval()
-    subs = (1.0,) if high / max(low, 1e-9) > 100 else (1.0, 2.0, 5.0)
+    span = high / max(low, 1e-9)
+    subs = (1.0,) if span > 100 else (1.0, 2.0, 5.0) if span > 8 else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
     axis.set_major_locator(LogLocator(subs=subs))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())

@@ -66,7 +66,7 @@ def simulated(points: list[Point], num_processes: int | None) -> Iterator[Point]
     count = min(num_processes or _num_cores(), len(points))
     if count <= 1:
         for point in points:
-            _run_point(point)
+            run_point(point)
             yield point
         return
     with ExitStack() as stack:
@@ -75,7 +75,7 @@ def simulated(points: list[Point], num_processes: int | None) -> Iterator[Point]
         )
         stack.callback(_kill, executor)
         futures: dict[Future[None], Point] = {
-            executor.submit(_run_point, point): point for point in points
+            executor.submit(run_point, point): point for point in points
         }
         for future in as_completed(futures):
             future.result()
@@ -100,7 +100,7 @@ def _kill(executor: Executor) -> None:
         process.terminate()
 
 
-def _run_point(point: Point) -> None:
+def run_point(point: Point) -> None:
     """Simulate into the point's own folder."""
     shutil.rmtree(point.folder, ignore_errors=True)
     with ResultWriter(point.folder, {"kind": "simulate"}) as writer:

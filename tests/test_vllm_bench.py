@@ -18,8 +18,11 @@ from serving import serve_in_thread
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 PRIORITY = ("--scheduling-policy", "priority")  # the server of tests/test_engine.py
-LENGTHS = [1500, 30, 70, 10, 50, 20, 60, 40]  # the first runs until all have come
+POLICIES = ("fcfs", "oracle")
+LENGTHS = [600, 120, 280, 40, 200, 80, 240, 160]  # the first runs until all have come
 GAP_S = 0.05
+LONG_STALL_S = 0.05  # of this process: then it sends late, or sees two ends at once
+NUM_TRIES = 6
 
 
 @pytest.fixture(scope="module")
@@ -33,16 +36,21 @@ def workload(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def measured(url: str, workload: Path, folder: Path) -> Result:
-    options = BenchOptions(
-        url=url,
-        workload=workload,
-        policies=("fcfs", "oracle", "reversed"),
-        repeats=1,
-        output_dir=folder,
-    )
-    assert run_bench(options)
-    return read_result(folder)
+def measured(url: str, workload: Path, folder: Path) -> Path:
+    """
+    The folder of the first bench in which this process did not stand still, on a busy machine.
+
+    Of `folder`'s sub-folders; the last one, if it stood still each time.
+    """
+    for number in range(NUM_TRIES):
+        output_dir = folder / str(number)
+        options = BenchOptions(
+            url=url, workload=workload, policies=POLICIES, repeats=1, output_dir=output_dir
+        )
+        assert run_bench(options)
+        if all((it.largest_stall_s or 0) < LONG_STALL_S for it in read_result(output_dir).runs):
+            break
+    return output_dir
 
 
 def order_of_completion(result: Result, policy: str) -> list[int]:
@@ -53,9 +61,7 @@ def order_of_completion(result: Result, policy: str) -> list[int]:
 @pytest.fixture(scope="module")
 def folder(vllm: Engines, workload: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The result of a bench on the real vLLM."""
-    folder = tmp_path_factory.mktemp("live") / "out"
-    measured(vllm(*PRIORITY).url, workload, folder)
-    return folder
+    return measured(vllm(*PRIORITY).url, workload, tmp_path_factory.mktemp("live"))
 
 
 @pytest.fixture(scope="module")
@@ -64,13 +70,12 @@ def live(folder: Path) -> Result:
 
 
 def test_all_tokens_come_and_policies_order_the_queue(live: Result):
-    """fcfs ends as they came, the oracle shortest first, reversed longest first."""
+    """fcfs ends as they came, the oracle shortest first."""
     assert {r.error for r in live.requests} == {None}
     assert [r.output_tokens for r in live.requests] == [r.asked_tokens for r in live.requests]
     by_length = sorted(range(1, len(LENGTHS)), key=lambda n: LENGTHS[n])
     assert order_of_completion(live, "fcfs") == list(range(len(LENGTHS)))
     assert order_of_completion(live, "oracle") == [0, *by_length]
-    assert order_of_completion(live, "reversed") == [0, *reversed(by_length)]
 
 
 def test_the_engine_tells_its_queue(live: Result):
@@ -95,7 +100,7 @@ def test_the_fake_engine_ends_them_in_the_same_order(live: Result, workload: Pat
     """One slot each, the same workload: the same order under every policy."""
     preset = EnginePreset.named("h100-8b")
     with serve_in_thread(FakeEngine.of_preset(preset, max_num_seqs=1, speed=4.0)) as url:
-        fake = measured(url, workload, tmp_path / "out")
+        fake = read_result(measured(url, workload, tmp_path))
 
     for policy in live.policies():
         assert order_of_completion(fake, policy) == order_of_completion(live, policy)

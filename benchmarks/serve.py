@@ -3,7 +3,9 @@ The score service beside the plain way of doing it: one run, one machine, the sa
 
 Each server has a process of its own, the callers have another (benchmarks/http_load.py). Without
 --minilm-ranker the encoder of --model-name is exported here, under an untrained head: times do not
-depend on what the weights say. The last line of stdout is one JSON with all that stands above it.
+depend on what the weights say; but an 8-bit graph, faster where the CPU has the instructions, is
+made for trained weights only, so name a trained ranker. The last line of stdout is one JSON with
+all that stands above it.
 
     python benchmarks/serve.py --seconds 8 | tee serve.txt
 """
@@ -13,7 +15,6 @@ import contextlib
 import gzip
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -21,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pars.ranker import boxed_ranker
+from pars.ranker import Ranker, boxed_ranker
 
 HERE = Path(__file__).resolve().parent
 SHARED = Path(os.environ.get("PARS_SHARED", HERE.parent.parent / "shared"))
@@ -153,6 +154,13 @@ def ratios(points: list[Point], raws: dict[str, Any]) -> list[dict[str, Any]]:
     return [{"what": what, "ratio": value, "target": target} for what, value, target in rows]
 
 
+def cpu_name() -> str:
+    """Cores, and the instructions that decide how fast products of matrices are (Linux)."""
+    known = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp")
+    words = Path("/proc/cpuinfo").read_text().split()
+    return f"{os.cpu_count()} cores with {', '.join(name for name in known if name in words)}"
+
+
 def met(ratio: float, target: str) -> str:
     if not target:
         return ""
@@ -174,7 +182,8 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "minilm": ["-m", "pars", "serve", "--port", "0", "--ranker", str(minilm)],
         "plain": [rivals, "plain", options.model_name, str(checkpoint)],
     }
-    print(f"{source}; {os.cpu_count()} cores; {options.seconds:g} s a point\n")
+    precision = Ranker.load(minilm).precision
+    print(f"{source}; {cpu_name()}; {options.seconds:g} s a point; MiniLM in {precision}\n")
     print(
         f"{'server':<26} {'callers':>7} {'req/s':>9} {'p50 ms':>9} {'p99 ms':>9} {'peak MiB':>9}"
         f" {'CPU ms/req':>11} {'client CPU':>10}"
@@ -196,7 +205,8 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         print(f"{row['what']:<48} {row['ratio']:>7.3f}  {row['target']:<9}", end="")
         print(met(row["ratio"], row["target"]))
     return {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "machine": cpu_name(),
+        "minilm_precision": precision,
         "prompts": source,
         "seconds": options.seconds,
         "points": points,

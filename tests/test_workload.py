@@ -49,6 +49,15 @@ def test_each_answer_to_a_prompt_is_a_request_of_its_own(records):
     assert (facts["num_prompts"], facts["num_skipped_empty"]) == (2, 1)
 
 
+def test_prompts_that_a_server_would_refuse_are_left_out(records, trace):
+    """Longer than 6 tokens: both of 7; longer than 10: one of the trace's two."""
+    facts, requests = made(records=records, rate=1.0, max_prompt_tokens=6)
+    traced, kept = made(trace=trace, arrivals="trace", max_prompt_tokens=10)
+
+    assert ([it.output_tokens for it in requests], facts["num_skipped_long"]) == ([300], 2)
+    assert ([it.prompt_tokens for it in kept], traced["num_skipped_long"]) == ([10], 1)
+
+
 def test_tokens_limits_and_categories_come_from_the_record(records):
     """Prompt tokens where counted, else one for four characters."""
     _, requests = made(records=records, rate=1.0, max_tokens=50)

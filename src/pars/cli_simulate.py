@@ -99,6 +99,8 @@ def _described(facts: dict[str, Any]) -> str:
     parts.append(f"lengths from {facts['lengths_from']}")
     if facts.get("num_skipped_empty"):
         parts.append(f"{facts['num_skipped_empty']:,} rows without an answer left out")
+    if facts.get("num_skipped_long"):
+        parts.append(f"{facts['num_skipped_long']:,} longer prompts left out")
     return "; ".join(parts)
 
 
@@ -217,7 +219,8 @@ def _workload_of_records(
     from pars.prove.workload import write_workload
 
     names = ["records", "prompt_field", "answer_field", "length_field", "length_unit"]
-    names += ["allow_truncated", "num_requests", "max_output_tokens", "max_tokens", "seed"]
+    names += ["allow_truncated", "num_requests", "max_output_tokens", "max_prompt_tokens"]
+    names += ["max_tokens", "seed"]
     plan = WorkloadPlan(
         where=conditions(asked["where"]), rate=1.0, **{name: asked[name] for name in names}
     )

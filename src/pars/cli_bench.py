@@ -4,7 +4,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +50,8 @@ class NumberList(click.ParamType):  # type: ignore[type-arg]  # generic in newer
     default="fcfs,ranker,oracle",
     show_default=True,
     metavar="NAMES",
-    help="fcfs, ranker, oracle, prompt-length, max-tokens, reversed; NAME@SECONDS is with aging."
+    help="fcfs, ranker (of several: ranker:NAME), oracle, prompt-length, max-tokens, reversed;"
+    " NAME@SECONDS is with aging."
     " `gateway` sends no priority, to a URL that ranks by itself.",
 )
 @click.option("--repeats", type=click.IntRange(1), default=3, show_default=True)
@@ -62,9 +63,10 @@ class NumberList(click.ParamType):  # type: ignore[type-arg]  # generic in newer
 )
 @click.option(
     "--ranker",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Ranker folder.  [default: the one in the box]",
+    "rankers",
+    multiple=True,
+    metavar="[NAME=]DIR",
+    help="Folder of the policy ranker, or of ranker:NAME; repeats.  [default: the boxed one]",
 )
 @click.option(
     "--own-eos",
@@ -159,11 +161,23 @@ def _bench_options(url: str, asked: dict[str, Any]) -> "BenchOptions":
     return BenchOptions(
         url=url,
         policies=policies,
+        rankers=_named_folders(asked.pop("rankers")),
         api_key=os.environ.get(asked.pop("api_key_env")) or None,
         secret=secret,
         extra_body=_json_object("--extra-body", asked.pop("extra_body")),
         **asked,
     )
+
+
+def _named_folders(given: Sequence[str]) -> dict[str, Path]:
+    """DIR under "", NAME=DIR under NAME."""
+    folders = {}
+    for text in given:
+        name, equals, folder = text.partition("=")
+        folders[name if equals else ""] = Path(folder if equals else text)
+    if len(folders) < len(given):
+        raise ParsError("--ranker: two folders for one name; name them apart: --ranker NAME=DIR")
+    return folders
 
 
 def _json_object(option: str, text: str) -> Mapping[str, Any]:

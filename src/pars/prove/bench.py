@@ -16,14 +16,15 @@ import platform
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from pars import __version__
-from pars.prove.bench_plan import BenchOptions, Scores, Turn, turns
+from pars.prove.bench_plan import BenchOptions, Scores, Turn, scores_for, turns
 from pars.prove.bench_target import Target, prepared, request_of
 from pars.prove.live import Answer, Headers
+from pars.prove.policies import Policy
 from pars.prove.progress import Progress
 from pars.prove.times import RequestTimes, ResultWriter, Run
 from pars.prove.watch import EngineWatch, stalls_s
@@ -39,7 +40,7 @@ def run_bench(options: BenchOptions, *, command: str = "") -> bool:
             the warm-up was answered. Later failures are counted, not raised.
     """
     workload = read_workload(options.workload)
-    scores = Scores(options, workload)
+    scores = scores_for(options, workload)
     planned = turns(options, workload, scores)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         try:
@@ -181,7 +182,11 @@ class _Bench:
 
 
 def _header(
-    options: BenchOptions, workload: Workload, target: Target, scores: Scores, command: str
+    options: BenchOptions,
+    workload: Workload,
+    target: Target,
+    scores: Mapping[str, Scores],
+    command: str,
 ) -> dict[str, Any]:
     """What the result says of itself; neither keys nor secrets are in it."""
     caching = "on, salted by run" if target.prefix_caching else "off, or not told"
@@ -200,7 +205,7 @@ def _header(
         "policies": list(options.policies),
         "repeats": options.repeats,
         "rates": list(options.rates),
-        **scores.facts,
+        "rankers": {str(Policy("ranker", which=name)): it.facts for name, it in scores.items()},
         "extra_body": dict(options.extra_body),
         "num_requests": len(workload.requests),
         "workload": dict(workload.header),

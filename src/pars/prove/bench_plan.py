@@ -1,7 +1,7 @@
 """
 What `pars bench` will run: its options checked, prompts scored, and the runs in their order.
 
-    scores = Scores(options, workload)
+    scores = scores_for(options, workload)
     for turn in turns(options, workload, scores): ...
 """
 
@@ -47,7 +47,7 @@ class BenchOptions:
     output_dir: Path
     repeats: int = 3
     rates: tuple[float, ...] = ()
-    ranker: Path | None = None
+    rankers: Mapping[str, Path] = field(default_factory=dict)
     own_eos: bool = False
     own_eos_max_tokens: int = 1024
     endpoint: str = "completions"
@@ -63,8 +63,9 @@ class BenchOptions:
         if not self.policies or self.repeats < 1:
             raise ParsError("want at least one policy and one repeat")
         for policy in self.policies:
-            if policy != GATEWAY:
-                Policy.parse(policy)
+            which = "" if policy == GATEWAY else Policy.parse(policy).which
+            if which and which not in self.rankers:
+                raise ParsError(f"policy {policy}: give its folder: --ranker {which}=DIR")
         if len(set(self.policies)) < len(self.policies):
             raise ParsError(f"--policies: {','.join(self.policies)} names one twice")
 
@@ -81,18 +82,19 @@ class Turn:
     scoring_s: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
 class Scores:
-    """The ranker's scores, where a policy needs them, and what they cost."""
+    """One ranker's scores of the workload's prompts, and what they cost."""
 
-    def __init__(self, options: BenchOptions, workload: Workload) -> None:
-        self.values: list[float] | None = None
-        self.calibration: Calibration | None = None
-        self.took_s: float | None = None
-        self.folder = options.ranker or boxed_ranker()
-        if not any(_needs_scores(policy) for policy in options.policies):
-            return
-        ranker = Ranker.load(self.folder)
-        self.calibration = Calibration.of(ranker.info)
+    folder: Path
+    values: list[float]
+    calibration: Calibration
+    took_s: float
+
+    @classmethod
+    def by(cls, folder: Path, workload: Workload) -> "Scores":
+        """What the ranker in `folder` makes of every prompt, 32 a call."""
+        ranker = Ranker.load(folder)
         prompts = [request.prompt or "" for request in workload.requests]
         ranker.score(prompts[:1])  # the first call sets up the session
         began_s = time.perf_counter()
@@ -100,26 +102,28 @@ class Scores:
             ranker.score(prompts[start : start + PROMPTS_A_CALL])
             for start in range(0, len(prompts), PROMPTS_A_CALL)
         ]
-        self.took_s = time.perf_counter() - began_s
-        self.values = np.concatenate(parts).tolist()
+        took_s = time.perf_counter() - began_s
+        values = np.concatenate(parts).tolist()
+        return cls(folder, values, Calibration.of(ranker.info), took_s)
 
     @property
     def facts(self) -> dict[str, Any]:
-        if self.took_s is None or self.values is None:
-            return {}
-        per_prompt_ms = 1000 * self.took_s / len(self.values)
         return {
-            "ranker": str(self.folder),
-            "scoring_ms_per_prompt": round(per_prompt_ms, 4),
+            "folder": str(self.folder),
+            "scoring_ms_per_prompt": round(1000 * self.took_s / len(self.values), 4),
             "prompts_a_scoring_call": PROMPTS_A_CALL,
         }
 
 
-def _needs_scores(policy: str) -> bool:
-    return policy != GATEWAY and Policy.parse(policy).needs_scores
+def scores_for(options: BenchOptions, workload: Workload) -> dict[str, Scores]:
+    """For each ranker that a policy names, by that name; "" is the one in the box by default."""
+    folders = {"": boxed_ranker(), **options.rankers}
+    wanted = [Policy.parse(policy) for policy in options.policies if policy != GATEWAY]
+    names = dict.fromkeys(policy.which for policy in wanted if policy.needs_scores)
+    return {name: Scores.by(folders[name], workload) for name in names}
 
 
-def turns(options: BenchOptions, workload: Workload, scores: Scores) -> list[Turn]:
+def turns(options: BenchOptions, workload: Workload, scores: Mapping[str, Scores]) -> list[Turn]:
     """Every run in its order: repeat by repeat, load by load, the policies rotated by repeat."""
     planned = []
     for repeat in range(options.repeats):
@@ -127,12 +131,25 @@ def turns(options: BenchOptions, workload: Workload, scores: Scores) -> list[Tur
         for rate in options.rates or (None,):
             requests = at_rate(workload.requests, rate)
             for policy in options.policies[first:] + options.policies[:first]:
-                keys = None
-                if policy != GATEWAY:
-                    keys = Policy.parse(policy).keys(requests, scores.values, scores.calibration)
-                took_s = scores.took_s if _needs_scores(policy) else None
-                planned.append(Turn(policy, rate, repeat, requests, keys, took_s))
+                planned.append(_turn(policy, rate, repeat, requests, scores))
     return planned
+
+
+def _turn(
+    policy: str,
+    rate: float | None,
+    repeat: int,
+    requests: Sequence[WorkloadRequest],
+    scores: Mapping[str, Scores],
+) -> Turn:
+    if policy == GATEWAY:
+        return Turn(policy, rate, repeat, requests, None)
+    parsed = Policy.parse(policy)
+    if not parsed.needs_scores:
+        return Turn(policy, rate, repeat, requests, parsed.keys(requests))
+    by = scores[parsed.which]
+    keys = parsed.keys(requests, by.values, by.calibration)
+    return Turn(policy, rate, repeat, requests, keys, by.took_s)
 
 
 def at_rate(requests: Sequence[WorkloadRequest], rate: float | None) -> Sequence[WorkloadRequest]:

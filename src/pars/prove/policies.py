@@ -5,9 +5,10 @@ Policies: who goes first. A policy turns a workload into one integer a request, 
     priorities = policy.keys(workload.requests)         # what X-Vllm-Priority would carry
     priorities = Policy.parse("ranker").keys(requests, scores, Calibration.of(ranker.info))
 
-`NAME` alone orders by cost whatever the age (as `--max-overtake-s inf`); `NAME@SECONDS` is linear
-aging with that bound (docs/serving.md). Priorities are static, as in the gateway, and come from the
-same `pars.priority`. The ranker's see the prompt and the client's limit, never the true length.
+Of several rankers each has a name: `ranker:NAME`. `NAME` alone orders by cost whatever the age (as
+`--max-overtake-s inf`); `NAME@SECONDS` is linear aging with that bound (docs/serving.md).
+Priorities are static, as in the gateway, and come from the same `pars.priority`. The ranker's see
+the prompt and the client's limit, never the true length.
 """
 
 import math
@@ -47,24 +48,27 @@ class Policy:
         name: One of NAMES.
         max_overtake_s: A request is overtaken only by those that arrive within this time after it;
             infinity is order by cost alone.
+        which: Which ranker, by the name it was given; "" is the only or the default one.
     """
 
     name: str
     max_overtake_s: float = math.inf
+    which: str = ""
 
     @classmethod
     def parse(cls, text: str) -> "Policy":
         """
-        The policy spelled NAME or NAME@SECONDS.
+        The policy spelled NAME or NAME@SECONDS, where NAME may be ranker:WHICH.
 
         Raises:
             ParsError: the name is unknown, the seconds are no number from 0 on, or fcfs has any.
         """
-        name, at, seconds = text.strip().partition("@")
-        if name not in NAMES:
-            raise ParsError(f"policy {text!r}: {name!r} is none of {', '.join(NAMES)}")
+        spelled, at, seconds = text.strip().partition("@")
+        name, colon, which = spelled.partition(":")
+        if name not in NAMES or (colon and (name != "ranker" or not which)):
+            raise ParsError(f"policy {text!r}: {spelled!r} is none of {', '.join(NAMES)}")
         if not at:
-            return cls(name)
+            return cls(name, which=which)
         if name == "fcfs":
             raise ParsError(f"policy {text!r}: fcfs is without aging; write fcfs")
         try:
@@ -76,10 +80,11 @@ class Policy:
                 f"policy {text!r}: after @ come seconds from 0 to {MAX_RANGE_S:.0f}, as in"
                 f" {name}@30"
             )
-        return cls(name, max_overtake_s)
+        return cls(name, max_overtake_s, which)
 
     def __str__(self) -> str:
-        return self.name if math.isinf(self.max_overtake_s) else f"{self.name}@{self._seconds}"
+        spelled = f"{self.name}:{self.which}" if self.which else self.name
+        return spelled if math.isinf(self.max_overtake_s) else f"{spelled}@{self._seconds}"
 
     @property
     def _seconds(self) -> str:

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Run the vLLM and the tiny model of `make engine`; what follows are options of `vllm serve`, and a
+# later one overrides an earlier one.
+#
+#   bash engine/serve.sh --port 8000 --scheduling-policy priority --max-num-seqs 16
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export VLLM_TARGET_DEVICE=cpu
+export VLLM_CPU_KVCACHE_SPACE=1              # GiB: half a million tokens of this model
+export VLLM_CPU_OMP_THREADS_BIND=nobind      # by default every server sits on the same core
+export OMP_NUM_THREADS=1
+export VLLM_CACHE_ROOT=$PWD/.engine/cache
+export VLLM_NO_USAGE_STATS=1 HF_HUB_OFFLINE=1
+
+options=(
+    --served-model-name tiny-llama
+    --host 127.0.0.1
+    --dtype float32        # bfloat16 is emulated on most CPUs
+    --max-model-len 65536  # so that an answer can outlast a test
+    --enforce-eager        # no compiling at start
+)
+exec .engine/bin/vllm serve .engine/tiny-llama "${options[@]}" "$@"

@@ -2,7 +2,7 @@
 # Run every benchmark (or those named), keep what each prints, and rewrite the generated docs.
 # Leave the machine alone meanwhile. `make bench` puts the environment's bin/ on the PATH.
 #
-#   bash benchmarks/all.sh                 all of them, about an hour and a half
+#   bash benchmarks/all.sh                 all of them, about two hours
 #   bash benchmarks/all.sh prepare serve   two of them
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -16,13 +16,15 @@ declare -A commands=(
     [train]="benchmarks/train.py --model-name $minilm"
     [serve]="benchmarks/serve.py --checkpoint $trained/best_model.pt --minilm-ranker $trained/ranker"
     [tau]="benchmarks/tau.py --minilm $minilm"
+    [live]="benchmarks/live.py"
+    [simulator]="benchmarks/simulator.py"
     [overtake_curve]="benchmarks/overtake_curve.py"
     [gateway_cost]="benchmarks/gateway_cost.py"
     [vllm_latency]="benchmarks/vllm_latency.py"
     [vllm_starvation]="benchmarks/vllm_starvation.py"
 )
 
-for name in ${*:-prepare train tau serve overtake_curve gateway_cost vllm_latency vllm_starvation}; do
+for name in ${*:-prepare train tau serve overtake_curve gateway_cost vllm_latency vllm_starvation live simulator}; do
     echo "== $name: python ${commands[$name]}"
     # shellcheck disable=SC2086 - the command is words
     python ${commands[$name]} >"$results/.$name.txt"

@@ -7,11 +7,11 @@
 A run's requests are replayed in the simulator. Once it is settled which steps a request was in the
 engine for, its time is a sum over them, linear in the coefficients: four unknowns, two equations a
 request (first token, end), solved by non-negative least squares. Other coefficients mean other
-steps, so this is repeated until the replayed times fit the measured ones no better.
+steps, so this is repeated, and the best is kept. Repeats of a run are averaged request by request
+first: the busiest moments of a noisy machine are not what is fitted to.
 """
 
 import math
-from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -21,25 +21,24 @@ from numpy.typing import NDArray
 
 from pars.errors import DataError
 from pars.prove.fast_engine import FastEngine
-from pars.prove.latency import ended_well
-from pars.prove.policies import Policy
+from pars.prove.live_runs import LEAST_REQUESTS, REPLAYABLE, LiveRun, live_runs
 from pars.prove.simulate import Loads, simulate
 from pars.prove.step_time import EnginePreset, StepTime
-from pars.prove.times import RequestTimes, RunKey, read_result
-from pars.prove.workload import WorkloadRequest
+from pars.prove.times import RequestTimes
 
 FloatArray = NDArray[np.float64]
 
-MOST_ROUNDS = 25
-LEAST_REQUESTS = 10
+MOST_ROUNDS, SCALE_ROUNDS = 25, 8
 NAMES = ("base_s", "prefill_token_s", "decode_seq_s", "kv_token_s")
 
 
 @dataclass(frozen=True, slots=True)
 class RunFit:
-    """Seconds per output token (NTPOT) of one live run, and of its replay."""
+    """Seconds per output token (NTPOT) of a policy at a load, live, and of its replay."""
 
-    run: RunKey
+    policy: str
+    rate: float | None
+    num_repeats: int
     num_requests: int
     mean: float
     p90: float
@@ -64,26 +63,14 @@ class Fitted:
         lines = ["  ".join(f"{name} {value:.4g}" for name, value in values.items())]
         lines.append("NTPOT, s: measured and replayed, mean and p90")
         for it in self.runs:
-            policy, rate, repeat = it.run
-            at = "" if rate is None else f" at {rate:g}/s"
+            at = "" if it.rate is None else f" at {it.rate:g}/s"
             mean, p90 = it.replayed_mean / it.mean - 1, it.replayed_p90 / it.p90 - 1
             lines.append(
-                f"  {policy}{at} (repeat {repeat}, {it.num_requests} requests):"
+                f"  {it.policy}{at} ({it.num_requests} requests, {it.num_repeats} repeats):"
                 f" mean {it.mean:.4g} {it.replayed_mean:.4g} ({mean:+.1%}),"
                 f" p90 {it.p90:.4g} {it.replayed_p90:.4g} ({p90:+.1%})"
             )
         return "\n".join(lines)
-
-
-@dataclass(frozen=True, slots=True)
-class _LiveRun:
-    """A run that can be replayed: what was asked, in which order it queued, and what came out."""
-
-    key: RunKey
-    requests: list[WorkloadRequest]
-    priorities: list[int]
-    ttft_s: dict[str, float]
-    e2e_s: dict[str, float]
 
 
 def fit_step_time(folder: Path, preset: EnginePreset) -> Fitted:
@@ -95,68 +82,49 @@ def fit_step_time(folder: Path, preset: EnginePreset) -> Fitted:
     Raises:
         DataError: no result is there, or it has no run to go by.
     """
-    runs = list(_live_runs(folder))
+    runs = list(live_runs(folder))
     if not runs:
         problem = (
-            f"has no run to fit to: it takes {LEAST_REQUESTS} answers under fcfs, oracle,"
-            " prompt-length or reversed"
+            f"has no run to fit to: it takes {LEAST_REQUESTS} answers under one of"
+            f" {', '.join(REPLAYABLE)}"
         )
         raise DataError.at(folder, problem)
     step_time = _first_guess(runs)
-    best, best_error = step_time, math.inf
-    for _ in range(MOST_ROUNDS):
+    best, best_fits, best_error = step_time, list[RunFit](), math.inf
+    for number in range(MOST_ROUNDS + SCALE_ROUNDS):
         rows, times_s, fits = _replayed(runs, preset, step_time)
         error = float(np.mean([it.error for it in fits]))
         if error < best_error:
-            best, best_error = step_time, error
-        found = _non_negative_least_squares(rows, times_s)
-        values = zip(NAMES, found.tolist(), strict=True)
-        # Half way: a full step changes the schedule so much that it may swing to and fro.
-        step_time = StepTime(
-            **{name: (value + getattr(step_time, name)) / 2 for name, value in values}
-        )
-    fits = _replayed(runs, preset, best)[2]
-    source = (
-        f"fitted to {folder.name}: {len(runs)} runs, NTPOT within {max(f.error for f in fits):.0%}"
-    )
+            best, best_fits, best_error = step_time, fits, error
+        elif number > MOST_ROUNDS:
+            break  # scaling helps no more
+        if number < MOST_ROUNDS:
+            found = _non_negative_least_squares(rows, times_s)
+            # Half way: a full step changes the schedule so much that it may swing to and fro.
+            step_time = _of(found + _values(step_time), 0.5)
+        else:  # least squares lean to the shorter of noisy times: bring the means together
+            step_time = _of(_values(best), _mean_ratio(best_fits))
+    worst = max(it.error for it in best_fits)
+    source = f"fitted to {folder.name}: {len(runs)} policies and loads, NTPOT within {worst:.0%}"
     fitted = replace(preset, name=f"fitted-{folder.name}", step_time=best, source=source)
-    return Fitted(fitted, fits)
+    return Fitted(fitted, best_fits)
 
 
-def _live_runs(folder: Path) -> Iterator[_LiveRun]:
-    result = read_result(folder)
-    by_run: dict[RunKey, list[RequestTimes]] = {}
-    for times in result.requests:
-        if ended_well(times):
-            by_run.setdefault(times.run, []).append(times)
-    replayable = {"fcfs", "oracle", "prompt-length", "reversed"}
-    for key, answers in by_run.items():
-        if key[0].partition("@")[0] not in replayable or len(answers) < LEAST_REQUESTS:
-            continue
-        answers.sort(key=_came_s)
-        requests = [
-            WorkloadRequest(it.request_id, _came_s(it), None, it.prompt_tokens, it.output_tokens)
-            for it in answers
-        ]
-        # Priorities came from when a request was due, not from when the client got it out.
-        due = [
-            replace(request, arrival_s=it.arrival_s)
-            for request, it in zip(requests, answers, strict=True)
-        ]
-        yield _LiveRun(
-            key,
-            requests,
-            Policy.parse(key[0]).keys(due),
-            {it.request_id: (it.first_token_s or 0.0) - _came_s(it) for it in answers},
-            {it.request_id: (it.finished_s or 0.0) - _came_s(it) for it in answers},
-        )
+def _values(step_time: StepTime) -> FloatArray:
+    return np.array([getattr(step_time, name) for name in NAMES])
 
 
-def _came_s(times: RequestTimes) -> float:
-    return times.arrival_s if times.sent_s is None else times.sent_s
+def _of(values: FloatArray, factor: float) -> StepTime:
+    return StepTime(**dict(zip(NAMES, (values * factor).tolist(), strict=True)))
 
 
-def _first_guess(runs: list[_LiveRun]) -> StepTime:
+def _mean_ratio(fits: list[RunFit]) -> float:
+    """Measured over replayed, in the middle between all policies' means and p90s."""
+    ratios = [(it.mean / it.replayed_mean, it.p90 / it.replayed_p90) for it in fits]
+    return float(np.exp(np.log(ratios).mean()))
+
+
+def _first_guess(runs: list[LiveRun]) -> StepTime:
     """Half of a token's time for the step, half shared by those that decode together."""
     per_token, together = [], []
     for run in runs:
@@ -181,7 +149,7 @@ def _first_guess(runs: list[_LiveRun]) -> StepTime:
 
 
 def _replayed(
-    runs: list[_LiveRun], preset: EnginePreset, step_time: StepTime
+    runs: list[LiveRun], preset: EnginePreset, step_time: StepTime
 ) -> tuple[FloatArray, FloatArray, list[RunFit]]:
     """The equations [2 · num_requests, 4], their right sides, and how well the replay fits."""
     rows: list[list[float]] = []
@@ -194,7 +162,7 @@ def _replayed(
             zip(run.requests, run.priorities, strict=True),
             FastEngine(preset.limits),
             step_time,
-            policy=run.key[0],
+            policy=run.policy,
             on_finished=replayed.append,
             on_loads=loads.__setitem__,
         )
@@ -212,15 +180,21 @@ def _replayed(
     return np.array(rows), np.array(times_s), fits
 
 
-def _run_fit(run: _LiveRun, replayed: list[RequestTimes]) -> RunFit:
+def _run_fit(run: LiveRun, replayed: list[RequestTimes]) -> RunFit:
     tokens = {it.request_id: it.output_tokens for it in run.requests}
     live = np.array([run.e2e_s[request_id] / count for request_id, count in tokens.items()])
     again = np.array(
         [((it.finished_s or 0.0) - it.arrival_s) / it.output_tokens for it in replayed]
     )
-    p90: Callable[[FloatArray], float] = lambda values: float(np.percentile(values, 90))  # noqa: E731
     return RunFit(
-        run.key, len(live), float(live.mean()), p90(live), float(again.mean()), p90(again)
+        run.policy,
+        run.rate,
+        run.num_repeats,
+        len(live),
+        float(live.mean()),
+        float(np.percentile(live, 90)),
+        float(again.mean()),
+        float(np.percentile(again, 90)),
     )
 
 

@@ -40,6 +40,9 @@ _RECORD_OPTIONS = (
         "--allow-truncated", is_flag=True, help="Take the whole rows of a file cut short."
     ),
     click.option("--num-requests", type=at_least_one, help="[default: a request for each row]"),
+    click.option(
+        "--max-prompt-tokens", type=at_least_one, help="Leave requests with longer prompts out."
+    ),
     click.option("--max-output-tokens", type=at_least_one, help="Cut longer answers to this."),
     click.option(
         "--max-tokens", type=at_least_one, help="The client's limit where no row has one."

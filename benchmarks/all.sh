@@ -19,7 +19,7 @@ declare -A commands=(
     [live]="benchmarks/live.py"
     [simulator]="benchmarks/simulator.py"
     [overtake_curve]="benchmarks/overtake_curve.py"
-    [gateway_cost]="benchmarks/gateway_cost.py"
+    [gateway_cost]="benchmarks/gateway_cost.py --soak --minilm-ranker $trained/ranker"
     [vllm_latency]="benchmarks/vllm_latency.py"
     [vllm_starvation]="benchmarks/vllm_starvation.py"
 )

@@ -72,7 +72,7 @@ class Rows:
         )
 
     def relative_lengths(self) -> np.ndarray:
-        """Lengths over their model's geometric mean, so that answers of all models share a scale."""
+        """Lengths over their model's geometric mean: answers of all models on one scale."""
         logs = np.log1p(self.lengths)
         models = np.array(self.models)
         for model in set(self.models):

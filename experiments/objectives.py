@@ -99,7 +99,9 @@ def log_t() -> Objective:
     def loss(outputs: Tensor, logs: Tensor) -> Tensor:
         spread = F.softplus(outputs[:, 1]) + 0.05
         far = ((logs - outputs[:, 0]) / spread) ** 2
-        return (spread.log() + (STUDENT_FREEDOM + 1) / 2 * torch.log1p(far / STUDENT_FREEDOM)).mean()
+        return (
+            spread.log() + (STUDENT_FREEDOM + 1) / 2 * torch.log1p(far / STUDENT_FREEDOM)
+        ).mean()
 
     return Objective(2, loss)
 

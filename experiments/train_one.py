@@ -60,7 +60,12 @@ class Lite(nn.Module):
     ) -> None:
         super().__init__()
         channels = channels or width
-        self.buckets, self.is_wide, self.is_deep, self.trigrams = buckets, is_wide, is_deep, trigrams
+        self.buckets, self.is_wide, self.is_deep, self.trigrams = (
+            buckets,
+            is_wide,
+            is_deep,
+            trigrams,
+        )
         self.words = nn.Embedding(num_ids, num_outputs)
         self.pairs = nn.Embedding(buckets, num_outputs)
         nn.init.zeros_(self.words.weight)

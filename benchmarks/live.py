@@ -6,7 +6,7 @@ What each policy is worth on a real vLLM, and how close the simulator comes to i
     python benchmarks/live.py --work-dir build/live
 
 Real held-out prompts with their real answers' lengths, on the tests' tiny model, under a Poisson
-load that is half as much again as it can serve: `pars workload`, `pars bench`, `pars simulate
+load half as much again as it can serve, or more: `pars workload`, `pars bench`, `pars simulate
 --fit`, `pars simulate`, as a user would run them. Fidelity is said twice: with step times fitted to
 this very run, and with those fitted to the other data set's. The last line of stdout is one JSON
 with all of it.
@@ -28,8 +28,8 @@ sys.path.append(str(ROOT / "tests"))
 from engine import Engines  # noqa: E402  # the tests' real vLLM
 
 # Data set: requests, requests a second, and a bound on overtaking that such a short run can show.
-LOADS = {"sharegpt": (160, 10.0, 5), "alpaca_davinci003": (320, 40.0, 3)}
-NUM_SLOTS = 16
+LOADS = {"sharegpt": (100, 9.0, 5), "alpaca_davinci003": (300, 45.0, 3)}
+NUM_SLOTS = 8
 MAX_TOKENS = 400
 RANKERS = ("lite", "MiniLM")
 
@@ -85,7 +85,8 @@ def measure(name: str, url: str, options: argparse.Namespace) -> dict[str, Any]:
     ranking = ["ranker", *(f"ranker:{ranker}" for ranker in there)]
     policies = ["fcfs", "prompt-length"]
     for policy in [*ranking, "oracle"]:
-        policies += [policy, f"{policy}@{aging_s}"]
+        aged = [f"{policy}@{aging_s}"] if policy != "ranker" else []
+        policies += [policy, *aged]
     how = ["--repeats", options.repeats, "--truncate-prompts", "--policies", ",".join(policies)]
     pars("bench", url, "--workload", workload, *named, *how, "--output-dir", folder / "bench")
     report = json.loads((folder / "bench/report.json").read_text())

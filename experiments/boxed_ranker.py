@@ -1,18 +1,17 @@
 """
 Make the ranker in the box: permitted records, prepare, train, evaluate, model card.
 
-    python experiments/boxed_ranker.py            # rewrites src/pars/boxed_ranker/
-    python experiments/boxed_ranker.py --card     # measures the ranker there, rewrites its card
+    python experiments/boxed_ranker.py --records FOLDER            # rewrites src/pars/boxed_ranker/
+    python experiments/boxed_ranker.py --records FOLDER --card     # only measures it again
 
-The records are not part of the project. PARS_SHARED names the folder that holds data/*.jsonl.gz
-(default: ../shared); without it this says so and changes nothing. Only sources under MIT,
-Apache-2.0 or CC0, without a non-commercial upstream, are read.
+FOLDER holds the record files named below, as *.jsonl.gz; they are not part of the project. Only
+sources under MIT, Apache-2.0 or CC0, without a non-commercial upstream, are read.
 """
 
+import argparse
 import gzip
 import json
 import math
-import os
 import shutil
 import subprocess
 import sys
@@ -21,7 +20,6 @@ from pathlib import Path
 from statistics import fmean
 
 ROOT = Path(__file__).parents[1]
-SHARED = Path(os.environ.get("PARS_SHARED", ROOT.parent / "shared"))
 BOX = ROOT / "src/pars/boxed_ranker"
 WORK = ROOT / "build/boxed_ranker"
 
@@ -45,14 +43,16 @@ OTHER_TRAFFIC = ("instruction_alpaca_davinci003", "instruction_alpaca_eval", "ch
 
 def main() -> None:
     """All steps, each by the command a user would run."""
-    if not (SHARED / "data").is_dir():
-        sys.exit(f"{SHARED / 'data'} is not there: set PARS_SHARED to a folder with the records")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    parser.add_argument("--records", type=Path, required=True, help="folder of the record files")
+    parser.add_argument("--card", action="store_true", help="measure the ranker that is there")
+    options = parser.parse_args()
     WORK.mkdir(parents=True, exist_ok=True)
-    counts = write_records(WORK / "records.jsonl")
-    if "--card" not in sys.argv:
+    counts = write_records(options.records, WORK / "records.jsonl")
+    if not options.card:
         make(WORK / "records.jsonl")
     for name in OTHER_TRAFFIC:
-        data = ["--data", SHARED / f"data/{name}.jsonl.gz"]
+        data = ["--data", options.records / f"{name}.jsonl.gz"]
         pars("evaluate", "--ranker", BOX, *data, "--output-dir", WORK / name)
     (BOX / "MODEL_CARD.md").write_text(card(counts), encoding="utf-8")
 
@@ -81,13 +81,13 @@ def make(records: Path) -> None:
     forget_paths(BOX / "ranker.json")
 
 
-def write_records(path: Path) -> dict[str, int]:
+def write_records(folder: Path, path: Path) -> dict[str, int]:
     """One record a prompt: the geometric mean of its answers' tokens over models and samples."""
     counts = {}
     with path.open("w", encoding="utf-8") as file:
         for name in SOURCES:
             answers = defaultdict(list)
-            with gzip.open(SHARED / f"data/{name}.jsonl.gz", "rt", encoding="utf-8") as rows:
+            with gzip.open(folder / f"{name}.jsonl.gz", "rt", encoding="utf-8") as rows:
                 for row in map(json.loads, rows):
                     answers[row["prompt"], row["category"]].append(row["response_tokens"])
             counts[name] = len(answers)
@@ -192,7 +192,7 @@ of each: what a little training on one's own traffic gives.
 
 ## How it was made
 
-`python experiments/boxed_ranker.py`, which runs `pars prepare records`, then
+`python experiments/boxed_ranker.py --records FOLDER`, which runs `pars prepare records`, then
 
     pars train --model lite --train-data data/train_data.json --val-data data/val_data.json \\
         --output-dir run

@@ -3,7 +3,6 @@ Runs experiments by name and keeps every result, good or bad, in one file.
 
     python experiments/run.py --records FOLDER objectives threshold   # goes on where it stopped
     python experiments/run.py --records FOLDER --list
-    python experiments/tables.py                                      # the tables of docs
 
 FOLDER holds the record files that `data.SOURCES` names; they are not part of the project. Each line
 of experiments/results.jsonl is one training: its spec, Kendall tau-b over all pairs with a 95%

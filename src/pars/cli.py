@@ -6,11 +6,13 @@ they run inside the command, so that `pars --help` is quick and serving never lo
 """
 
 import sys
+from itertools import chain
 
 import click
 
 from pars import __version__
 from pars.cli_bench import BENCH_COMMANDS
+from pars.cli_collect import COLLECT_COMMANDS
 from pars.cli_learn import LEARN_COMMANDS
 from pars.cli_serve import SERVE_COMMANDS
 from pars.cli_simulate import SIMULATE_COMMANDS
@@ -23,7 +25,8 @@ def commands() -> None:
     """Rank LLM requests by predicted answer length, so that short ones stop waiting behind long."""
 
 
-for command in (*LEARN_COMMANDS, *SERVE_COMMANDS, *BENCH_COMMANDS, *SIMULATE_COMMANDS):
+LANES = (LEARN_COMMANDS, COLLECT_COMMANDS, SERVE_COMMANDS, BENCH_COMMANDS, SIMULATE_COMMANDS)
+for command in chain(*LANES):
     commands.add_command(command)
 
 

@@ -1,0 +1,148 @@
+"""
+The prompts that `pars collect` asks, in whatever shape a file holds them.
+
+    prompts = read_prompts(Path("prompts.jsonl"), "chat")
+    prompts[0].text, prompts[0].asked, prompts[0].checksum
+
+Rows as everywhere in the learn lane (JSON array, JSON lines, Parquet, a .gz of these) with the
+prompt in a field, as text or as chat messages; a JSON array or JSON lines of bare strings; a .txt
+with a prompt on each line.
+"""
+
+import gzip
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pars.errors import DataError
+from pars.learn.rows import field_of, kind_of, read_rows
+
+APIS = ("chat", "completions")
+MESSAGES_FIELD, PROMPT_FIELD = "messages", "prompt"
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """
+    One prompt of the file.
+
+    Attributes:
+        index: Its place among the file's rows, from 0.
+        text: What a ranker sees of it: all of it, or the last user message of a chat.
+        asked: What the endpoint is asked: the text, or the messages.
+        checksum: Of `asked`: 16 hexadecimal digits of its SHA-256.
+    """
+
+    index: int
+    text: str
+    asked: str | list[dict[str, Any]]
+    checksum: str
+
+
+def read_prompts(path: Path, api: str, prompt_field: str | None = None) -> list[Prompt]:
+    """
+    All prompts of a file, as `api` asks them.
+
+    Raises:
+        DataError: a row has no prompt, an empty one, or a chat where the API takes text.
+    """
+    prompts = []
+    for index, value in enumerate(_values(path, prompt_field)):
+        asked, text = _asked(value, path, index + 1)
+        if api == "completions" and not isinstance(asked, str):
+            problem = "is a chat, and --api completions asks text: use --api chat"
+            raise DataError.at(path, problem, row=index + 1)
+        if api == "chat" and isinstance(asked, str):
+            asked = [{"role": "user", "content": asked}]
+        prompts.append(Prompt(index, text, asked, _checksum(asked)))
+    if not prompts:
+        raise DataError.at(path, "has no prompts")
+    return prompts
+
+
+def _values(path: Path, prompt_field: str | None) -> Iterator[Any]:
+    start = _start(path)
+    if path.suffixes[-1:] == [".txt"] or path.suffixes[-2:] == [".txt", ".gz"]:
+        yield from filter(str.strip, _text(path).splitlines())
+    elif start.startswith(b'"'):
+        for number, line in enumerate(_text(path).split("\n"), 1):
+            if line.strip():
+                yield _parsed(line, path, number)
+    elif start.startswith(b"[") and start[1:].lstrip().startswith(b'"'):
+        yield from _parsed(_text(path), path, None)
+    else:
+        for number, row in enumerate(read_rows(path), 1):
+            yield field_of(row, prompt_field or _field_in(row), path, number)
+
+
+def _field_in(row: Mapping[str, Any]) -> str:
+    """A row that logs a request whole has its messages; one with neither is told of `prompt`."""
+    return MESSAGES_FIELD if MESSAGES_FIELD in row and PROMPT_FIELD not in row else PROMPT_FIELD
+
+
+def _start(path: Path) -> bytes:
+    try:
+        with path.open("rb") as plain:
+            zipped = plain.read(2) == b"\x1f\x8b"
+            plain.seek(0)
+            with gzip.open(plain) if zipped else plain as file:
+                return file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+    except (OSError, EOFError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise DataError.at(path, f"cannot be read: {reason}") from error
+
+
+def _text(path: Path) -> str:
+    try:
+        data = path.read_bytes()
+        return (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError.at(path, "is not UTF-8 text") from error
+    except (OSError, EOFError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise DataError.at(path, f"cannot be read: {reason}") from error
+
+
+def _parsed(text: str, path: Path, number: int | None) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError.at(path, f"not valid JSON: {error}", row=number) from error
+
+
+def _asked(value: Any, path: Path, number: int) -> tuple[str | list[dict[str, Any]], str]:
+    """What is asked, and its text; an answer that ends a logged chat is left out of it."""
+    if isinstance(value, str):
+        if not value.strip():
+            raise DataError.at(path, "its prompt is empty", row=number)
+        return value, value
+    if not isinstance(value, list):
+        problem = f"its prompt must be text or chat messages, not {kind_of(value)}"
+        raise DataError.at(path, problem, row=number)
+    messages = [dict(one) for one in value if isinstance(one, dict)]
+    if len(messages) < len(value) or not all(isinstance(m.get("role"), str) for m in messages):
+        raise DataError.at(path, "its messages must be a list of {role, content}", row=number)
+    while messages and messages[-1]["role"] == "assistant":
+        messages.pop()
+    said = [_text_of(one.get("content")) for one in messages if one["role"] == "user"]
+    texts = [text for text in said if text.strip()]
+    if not texts:
+        raise DataError.at(path, "its messages hold no user message with text", row=number)
+    return messages, texts[-1]
+
+
+def _text_of(content: Any) -> str:
+    """As the serving side reads it: a string, or the text of its parts."""
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else []
+    texts = (part.get("text") if isinstance(part, dict) else part for part in parts)
+    return "\n".join(text for text in texts if isinstance(text, str))
+
+
+def _checksum(asked: Any) -> str:
+    whole = json.dumps(asked, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(whole.encode()).hexdigest()[:16]

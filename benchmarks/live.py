@@ -6,10 +6,10 @@ What each policy is worth on a real vLLM, and how close the simulator comes to i
     python benchmarks/live.py --work-dir build/live
 
 Real held-out prompts with their real answers' lengths, on the tests' tiny model, under a Poisson
-load half as much again as it can serve, or more: `pars workload`, `pars bench`, `pars simulate
---fit`, `pars simulate`, as a user would run them. Fidelity is said twice: with step times fitted to
-this very run, and with those fitted to the other data set's. The last line of stdout is one JSON
-with all of it.
+rush that lasts three seconds and takes some ten to serve: `pars workload`, `pars bench`, `pars
+simulate --fit`, `pars simulate`, as a user would run them. Fidelity is said twice: with step times
+fitted to this very run, and with those fitted to the other data set's. The last line of stdout is
+one JSON with all of it.
 """
 
 import argparse
@@ -28,8 +28,8 @@ sys.path.append(str(ROOT / "tests"))
 from engine import Engines  # noqa: E402  # the tests' real vLLM
 
 # Data set: requests, requests a second, and a bound on overtaking that such a short run can show.
-LOADS = {"sharegpt": (100, 9.0, 5), "alpaca_davinci003": (300, 45.0, 3)}
-NUM_SLOTS = 8
+LOADS = {"sharegpt": (150, 50.0, 2), "alpaca_davinci003": (500, 150.0, 2)}
+NUM_SLOTS = 16
 MAX_TOKENS = 400
 RANKERS = ("lite", "MiniLM")
 

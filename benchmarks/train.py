@@ -1,5 +1,5 @@
 """
-Two ways into training, same encoder, data and seed: pairs from a file, or all pairs of a batch.
+Two ways into training, same model, data and seed: pairs from a file, or all pairs of a batch.
 
     python benchmarks/train.py --model-name path/to/all-MiniLM-L6-v2
 
@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("--model-name", required=True, help="folder or Hub name of an encoder")
     parser.add_argument("--data", type=Path, default=DATA, help="records to learn from")
     parser.add_argument("--num-prompts", type=int, default=1200, help="a quarter is held out")
+    parser.add_argument("--num-lite-prompts", type=int, default=8000)
     parser.add_argument("--num-layers", type=int, default=2, help="of the encoder that are kept")
     parser.add_argument("--pair-epochs", type=int, default=1)
     parser.add_argument("--length-epochs", type=int, default=2)
@@ -38,29 +39,36 @@ def main() -> None:
     if not options.data.is_file():
         sys.exit(f"{options.data} is not there: give --data, records with prompts and lengths")
     with tempfile.TemporaryDirectory() as folder:
-        result = compare(options, Path(folder))
+        result = {"encoder": compare(options, Path(folder) / "encoder")}
+        result["lite"] = compare(options, Path(folder) / "lite", is_lite=True)
     if options.json_out:
         options.json_out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))
 
 
-def compare(options: argparse.Namespace, folder: Path) -> dict:
+def compare(options: argparse.Namespace, folder: Path, *, is_lite: bool = False) -> dict:
     """Both trainings' histories, and the ratio."""
     records = folder / "records.jsonl"
-    write_part(options.data, records, options.num_prompts)
+    folder.mkdir()
+    write_part(options.data, records, options.num_lite_prompts if is_lite else options.num_prompts)
     source = ["--input", records, "--length-field", "response_tokens", "--test-size", "0.25"]
     pars("prepare", "records", *source, "--output-dir", folder)
     pairs = [folder / f"{part}_pairs_length_diff_0.2.json" for part in ("train", "val")]
     data = [folder / f"{part}_data.json" for part in ("train", "val")]
-    encoder = first_layers(options.model_name, options.num_layers, folder / "encoder")
-    common = ["--model-name", encoder, "--max-length", 64]
-    # 64 pairs teach a step about as much as the 120 pairs of 16 prompts.
-    pair_way = ["--train-file", pairs[0], "--val-file", pairs[1], "--batch-size", 64]
-    pair_way += ["--num-epochs", options.pair_epochs]
-    pair_way += ["--learning-rate", options.pair_learning_rate]
-    length_way = ["--train-data", data[0], "--val-data", data[1], "--batch-size", 16]
-    length_way += ["--num-epochs", options.length_epochs]
-    length_way += ["--learning-rate", options.length_learning_rate]
+    pair_way = ["--train-file", pairs[0], "--val-file", pairs[1]]
+    length_way = ["--train-data", data[0], "--val-data", data[1]]
+    if is_lite:  # with the defaults of `pars train --model lite`, three epochs
+        common: list[object] = ["--model", "lite"]
+        print(f"\nlite, {options.num_lite_prompts:,} prompts")
+    else:
+        encoder = first_layers(options.model_name, options.num_layers, folder / "encoder")
+        common = ["--model-name", encoder, "--max-length", 64]
+        # 64 pairs teach a step about as much as the 120 pairs of 16 prompts.
+        pair_way += ["--batch-size", 64, "--num-epochs", options.pair_epochs]
+        pair_way += ["--learning-rate", options.pair_learning_rate]
+        length_way += ["--batch-size", 16, "--num-epochs", options.length_epochs]
+        length_way += ["--learning-rate", options.length_learning_rate]
+        print(f"{options.num_layers} layers of the encoder, {options.num_prompts:,} prompts")
     by_pairs = train(folder / "pairs", pair_way, common)
     by_lengths = train(folder / "lengths", length_way, common)
     goal = by_pairs[-1]["tau_b"]

@@ -13,9 +13,10 @@ setpriv --pdeathsig TERM bash engine/serve.sh --port "$port" --scheduling-policy
 server=$!
 trap 'kill $server 2>/dev/null || true; wait $server 2>/dev/null || true' EXIT
 echo "Starting vLLM (40 s; $output/vllm.log)"
-until curl --silent --fail "http://127.0.0.1:$port/health" >/dev/null; do
+until python -c 'import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=9)' \
+    "http://127.0.0.1:$port/health" 2>/dev/null; do
     kill -0 $server 2>/dev/null || { tail -n 20 "$output/vllm.log"; exit 1; }
-    sleep 0.5
+    sleep 1
 done
 
 pars workload --records "$records" --length-field answer_length --num-requests 100 \

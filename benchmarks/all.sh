@@ -20,7 +20,7 @@ declare -A commands=(
     [simulator]="benchmarks/simulator.py"
     [overtake_curve]="benchmarks/overtake_curve.py"
     [gateway_cost]="benchmarks/gateway_cost.py --soak --minilm-ranker $trained/ranker"
-    [vllm_latency]="benchmarks/vllm_latency.py"
+    [vllm_latency]="benchmarks/vllm_latency.py --ranker ${trained%/*}/lite/ranker --data ${trained%/*}/data/val_data.json"
     [vllm_starvation]="benchmarks/vllm_starvation.py"
 )
 

@@ -25,7 +25,7 @@ DATA_SETS = {
     "alpaca_davinci003": ("instruction_alpaca_davinci003", [], 40_000, ["--max-length", "64"]),
     "sharegpt": ("chat_sharegpt", [], 10_000, ["--max-length", "64"]),
     "gpteacher code": ("code_gpteacher_gpt4", [], 5_000, []),
-    "mmlupro gpt-4o": ("reasoning_mmlupro", ["--where", "model=gpt-4o"], 5_000, []),
+    "mmlupro gpt-4o": ("reasoning_mmlupro", ["--where", "model=gpt-4o"], 1_500, []),
 }
 MINILM = ["--loss", "logistic", "--threshold", "0", "--learning-rate", "1e-4", "--batch-size", "64"]
 MINILM += ["--num-epochs", "1", "--weight-decay", "0.01"]

@@ -393,12 +393,22 @@ def test_a_server_that_answers_nothing_is_told_at_once(tmp_path):
         bench(tmp_path, url, ["429"])
 
 
+def heeding_ctrl_c() -> None:
+    """A background job's children inherit that SIGINT is ignored; here it must not be."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextlib.contextmanager
 def bench_process(folder: Path, url: str, path: Path) -> Iterator[subprocess.Popen]:
     command = [sys.executable, "-m", "pars", "bench", url, "--workload", str(path)]
     command += ["--policies", "fcfs,oracle", "--repeats", "1", "--output-dir", str(folder)]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ,
+        preexec_fn=heeding_ctrl_c,
     ) as process:
         try:
             yield process

@@ -216,7 +216,11 @@ def test_ctrl_c_keeps_the_points_that_are_done(tmp_path):
     command = [sys.executable, "-m", "pars", "simulate", "--workload", str(load)]
     command += ["--policies", "fcfs,oracle,reversed,prompt-length", "--rates", "5,10,20,30"]
     process = subprocess.Popen(
-        [*command, "--output-dir", str(out)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        [*command, "--output-dir", str(out)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        # A background job's children inherit that SIGINT is ignored; here it must not be.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while process.poll() is None and not (out / "requests.jsonl").exists():
         os.sched_yield()

@@ -115,7 +115,8 @@ def test_everything_is_written_with_pars_names(data, bert, tmp_path):
     assert {"epoch", "train_loss", "val_loss", "val_accuracy"} <= metrics["history"][0].keys()
     assert {"tau_b", "seconds", "prompts_per_second"} <= metrics.keys()
     assert (tmp_path / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
-    assert {f.name for f in (tmp_path / "ranker").iterdir()} == {
+    # The 8-bit graph is there where it orders the held-out prompts as float32 does.
+    assert {f.name for f in (tmp_path / "ranker").iterdir()} - {"model_int8.onnx"} == {
         "model.onnx", "tokenizer.json", "ranker.json",
     }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Commands of the learn lane: prepare, train, export, evaluate."""
+"""Commands of the learn lane: prepare, train, export, evaluate, noise."""
 
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -200,4 +200,26 @@ def evaluate(
         print(f"Written: {output_dir / 'evaluation.json'}, {output_dir / 'evaluation.png'}")
 
 
-LEARN_COMMANDS: tuple[click.Command, ...] = (prepare, train, export, evaluate)
+@click.command()
+@click.option("--data", type=FILE, required=True, help="Prompts with several answers, or lengths.")
+@click.option("--where", multiple=True, metavar="FIELD=VALUE", help="Keep only such rows; repeats.")
+@click.option("--resamples", type=int, default=1000, show_default=True, help="For the intervals.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of answers and pairs drawn.")
+@click.option("--output-dir", type=FOLDER, help="Also write noise.json.")
+def noise(
+    data: Path, where: tuple[str, ...], resamples: int, seed: int, output_dir: Path | None
+) -> None:
+    """Tell from repeated answers how well any ranker could order, and which pairs to train on."""
+    from pars.files import write_json
+    from pars.learn.noise import measure_noise, render
+
+    if resamples < 100:
+        raise ParsError(f"--resamples must be at least 100, not {resamples}")
+    result = measure_noise(data, num_resamples=resamples, where=conditions(where), seed=seed)
+    print(render(result))
+    if output_dir:
+        write_json(output_dir / "noise.json", result.as_json())
+        print(f"Written: {output_dir / 'noise.json'}")
+
+
+LEARN_COMMANDS: tuple[click.Command, ...] = (prepare, train, export, evaluate, noise)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from pars.errors import DataError, MissingExtra
 from pars.learn.records import Row, read_data
+from pars.learn.tables import table
 from pars.metrics import Estimate, bootstrap, pair_sums
 from pars.ranker import Ranker
 
@@ -251,13 +252,3 @@ def render(evaluation: Evaluation) -> str:
         lines += ["", *table(("tau-b by category", *names), body)]
     lines += ["", f"The ranker scored {e.prompts_per_second:,.0f} prompts a second in one batch."]
     return "\n".join(lines)
-
-
-def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
-    """Columns of text, each as wide as its widest cell."""
-    widths = [max(len(row[column]) for row in (head, *body)) for column in range(len(head))]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in (head, *body)
-    ]
-    return [lines[0], "  ".join("─" * width for width in widths), *lines[1:]]

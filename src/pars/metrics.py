@@ -129,7 +129,8 @@ def tau_b_interval(sums: PairSums) -> Estimate:
 
     Tau-b is a smooth function of sums over pairs, so its variance is that of the sum of each
     item's part in it (Hoeffding 1948; for Kendall's tau Noether 1967 and Samara, Randles 1988,
-    doi:10.1080/03610928808829880; with ties and censoring Newson 2006, Stata Journal 6:309).
+    Communications in Statistics, Theory and Methods 17:3191; with ties and censoring Newson 2006,
+    Stata Journal 6:309).
     """
     columns = sums._columns()
     num_items, value = len(columns), sums.tau_b()

@@ -58,3 +58,37 @@ class ServeMetrics:
     def count(self, outcome: str) -> None:
         """Count one request with the outcome, one of DECIDED or FAILED_OPEN."""
         self._decisions[outcome].inc()
+
+
+# Outcomes that were not written.
+DROPPED = ("queue_full", "disk_full", "write_failed", "shutdown")
+# Prompts that were not written though their outcomes may have been.
+DROPPED_PROMPTS = ("redacted", "redact_failed", "disk_full", "write_failed")
+
+
+class OutcomeMetrics:
+    """What the writer of outcomes counts; one per registry."""
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self.written = Counter(
+            "pars_outcomes_written_total", "Outcomes written.", registry=registry
+        )
+        dropped = Counter(
+            "pars_outcomes_dropped_total", "Outcomes not written.", ["reason"], registry=registry
+        )
+        prompts = Counter(
+            "pars_outcome_prompts_dropped_total",
+            "Prompts not written beside their outcomes.",
+            ["reason"],
+            registry=registry,
+        )
+        self._dropped = {reason: dropped.labels(reason) for reason in DROPPED}
+        self._dropped_prompts = {reason: prompts.labels(reason) for reason in DROPPED_PROMPTS}
+
+    def dropped(self, reason: str) -> None:
+        """Count an outcome that was not written; `reason` is one of DROPPED."""
+        self._dropped[reason].inc()
+
+    def dropped_prompt(self, reason: str) -> None:
+        """Count a prompt that was not written; `reason` is one of DROPPED_PROMPTS."""
+        self._dropped_prompts[reason].inc()

@@ -14,7 +14,7 @@ import torch
 
 from pars.errors import DataError, ParsError, RankerError
 from pars.learn.train import logistic_loss, margin_loss, train
-from pars.learn.train_config import LITE_DEFAULTS, TrainConfig, check_effect
+from pars.learn.train_config import LITE_DEFAULTS, PRESETS, TrainConfig, check_effect, with_preset
 from pars.ranker import Ranker
 
 from rankers import rows, tiny_encoder, write_data, write_pairs
@@ -266,6 +266,31 @@ def test_an_option_without_effect_is_refused(data, tmp_path, option, value, way_
     with pytest.raises(ParsError, match=says):
         check_effect({option}, config)
     check_effect({"seed"}, config)
+
+
+def test_a_preset_is_a_model_with_its_defaults_and_options_go_first(data, tmp_path):
+    """`small` brings a MiniLM and one epoch; a given option replaces the preset's."""
+    files = {"output_dir": tmp_path, **data_files(data)}
+
+    small = TrainConfig(**with_preset("small", None, {**files, "num_epochs": 2}))
+
+    assert (small.model, small.loss, small.num_epochs) == ("encoder", "logistic", 2)
+    assert small.model_name.endswith("all-MiniLM-L6-v2")
+    assert with_preset("base", None, files) == {"model": "encoder", **files}
+    for name in PRESETS:
+        assert TrainConfig(**with_preset(name, None, files))
+
+
+def test_without_a_preset_the_model_chooses():
+    """`--model lite` is the preset lite, and an encoder is PARS's, which is base."""
+    assert with_preset(None, "lite", {}) == with_preset("lite", None, {})
+    assert with_preset(None, None, {}) == with_preset("base", "encoder", {})
+
+
+def test_a_preset_of_another_model_is_refused():
+    """Whoever gives both expects both."""
+    with pytest.raises(ParsError, match="--preset small is --model encoder, not lite"):
+        with_preset("small", "lite", {})
 
 
 def test_a_threshold_that_no_pair_passes_is_named(data, tmp_path):

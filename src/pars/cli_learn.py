@@ -84,24 +84,37 @@ def prepare(output_dir: Path, where: tuple[str, ...], **options: Any) -> None:
 @click.option("--val-data", type=FILE, help="Prompts with answer lengths to validate on.")
 @click.option("--output-dir", type=FOLDER, required=True, help="Where everything is written.")
 @click.option(
-    "--model",
-    type=click.Choice(["encoder", "lite"]),
-    default="encoder",
-    show_default=True,
-    help="lite: small and trained from scratch in seconds.",
+    "--preset",
+    type=click.Choice(["lite", "small", "base"]),
+    help="A model with the defaults that won: lite, a MiniLM, or BERT base as PARS trains it.",
 )
-@option("--model-name", str, "bert-base-uncased", "Hugging Face encoder: a folder or a Hub name.")
+@option(
+    "--model",
+    click.Choice(["encoder", "lite"]),
+    "encoder",
+    "lite: small and trained from scratch in seconds.",
+)
+@option(
+    "--model-name",
+    str,
+    "bert-base-uncased; small all-MiniLM-L6-v2",
+    "Hugging Face encoder: a folder or a Hub name.",
+)
 @option("--max-length", int, "128; lite 256", "Tokens (lite: words) that are read.")
-@option("--batch-size", int, "128", "Pairs of a pair file, or prompts, in a step.")
-@option("--num-epochs", int, "3", "Passes over the training set.")
-@option("--learning-rate", float, "2e-5; lite 3e-3", "Highest learning rate of AdamW.")
-@option("--loss", click.Choice(["margin", "logistic"]), "margin; lite logistic", "Of a pair.")
+@option("--batch-size", int, "128; small 64", "Pairs of a pair file, or prompts, in a step.")
+@option("--num-epochs", int, "3; small 1", "Passes over the training set.")
+@option("--learning-rate", float, "2e-5; small 1e-4; lite 3e-3", "Highest learning rate of AdamW.")
+@option(
+    "--loss", click.Choice(["margin", "logistic"]), "margin; small, lite logistic", "Of a pair."
+)
 @option("--margin", float, "1.0", "Of the margin loss.")
-@option("--threshold", float, "0.2; lite 0", "Least relative length difference (--train-data).")
+@option(
+    "--threshold", float, "0.2; small, lite 0", "Least relative length difference (--train-data)."
+)
 @option(
     "--label-temperature",
     float,
-    "0: certain; lite 0.5",
+    "0: certain; small, lite 0.5",
     "Softens logistic labels of pairs that differ little (--train-data).",
 )
 @option("--warmup-ratio", float, "0.1", "Share of the steps with a rising learning rate.")
@@ -113,15 +126,14 @@ def prepare(output_dir: Path, where: tuple[str, ...], **options: Any) -> None:
     type=click.Path(path_type=Path),
     help="An output folder to continue after Ctrl-C, or a .pt whose weights to start from.",
 )
-def train(model: str, **options: Any) -> None:
+def train(preset: str | None, model: str | None, **options: Any) -> None:
     """Train a ranker from pairs of prompts, or from prompts with answer lengths."""
     need("pars train", TRAINING)
     from pars.learn.train import train as run
-    from pars.learn.train_config import LITE_DEFAULTS, TrainConfig, check_effect
+    from pars.learn.train_config import TrainConfig, check_effect, with_preset
 
     given = {name: value for name, value in options.items() if value is not None}
-    defaults = LITE_DEFAULTS if model == "lite" else {}
-    config = TrainConfig(model=model, **{**defaults, **given})
+    config = TrainConfig(**with_preset(preset, model, given))
     check_effect(given, config)
     metrics = run(config)
     if metrics:

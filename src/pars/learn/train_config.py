@@ -78,6 +78,7 @@ def _check(is_right: bool, name: str, wanted: str, value: object) -> None:
         raise ParsError(f"{option} must be {wanted}, not {value}")
 
 
+# Where each default comes from is said in docs/results.md, "What to train, and how".
 LITE_DEFAULTS: dict[str, Any] = {
     "model_name": "lite",
     "max_length": 256,
@@ -88,6 +89,38 @@ LITE_DEFAULTS: dict[str, Any] = {
     "label_temperature": 0.5,
     "weight_decay": 0.0,
 }
+SMALL_DEFAULTS: dict[str, Any] = {
+    "model_name": "sentence-transformers/all-MiniLM-L6-v2",
+    "batch_size": 64,
+    "num_epochs": 1,
+    "learning_rate": 1e-4,
+    "loss": "logistic",
+    "threshold": 0.0,
+    "label_temperature": 0.5,
+}
+# A preset is a model and its defaults: `base` is PARS as published, whose defaults TrainConfig has.
+PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
+    "lite": ("lite", LITE_DEFAULTS),
+    "small": ("encoder", SMALL_DEFAULTS),
+    "base": ("encoder", {}),
+}
+
+
+def with_preset(preset: str | None, model: str | None, given: dict[str, Any]) -> dict[str, Any]:
+    """
+    The arguments of a `TrainConfig`: what is given, and for the rest the preset's defaults.
+
+    Args:
+        preset: a name of PRESETS; without one, `model` says which: lite, or base for an encoder.
+
+    Raises:
+        ParsError: `preset` and `model` contradict each other.
+    """
+    chosen = preset or ("lite" if model == "lite" else "base")
+    preset_model, defaults = PRESETS[chosen]
+    if model and model != preset_model:
+        raise ParsError(f"--preset {chosen} is --model {preset_model}, not {model}: give one")
+    return {"model": preset_model, **defaults, **given}
 
 
 def check_effect(given: Collection[str], config: TrainConfig) -> None:

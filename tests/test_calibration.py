@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from pars.learn.calibration import calibrate, pool_adjacent_violators
+from pars.learn.calibration import calibrate, check_calibration, pool_adjacent_violators
+from pars.ranker import RankerInfo
 
 
 def test_violators_are_pooled_into_their_mean():
@@ -53,3 +54,64 @@ def test_characters_are_told_in_tokens():
     fitted = calibrate([0.0, 1.0], [400.0, 400.0], "characters")
 
     assert fitted.expected_tokens[50] == 100.0
+
+
+def test_the_spread_is_that_of_answers_of_about_one_score():
+    """One score with lengths 0 to 100, another with ten times those: tenths 10, 50, 90 of each."""
+    lengths = np.arange(101.0)
+
+    fitted = calibrate(
+        np.repeat([0.0, 1.0], 101), np.concatenate([lengths, 10 * lengths]), "tokens"
+    )
+
+    ends = {share: (curve[0], curve[-1]) for share, curve in fitted.token_quantiles.items()}
+    assert ends == {"0.1": (10.0, 100.0), "0.5": (50.0, 500.0), "0.9": (90.0, 900.0)}
+
+
+def test_the_spread_never_falls_and_stays_in_order():
+    """Over noisy lengths: each curve rises, and the higher quantile is the higher curve."""
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=2000)
+    lengths = np.exp(scores + rng.normal(size=2000))
+
+    curves = np.array(list(calibrate(scores, lengths, "tokens").token_quantiles.values()))
+
+    assert (np.diff(curves, axis=1) >= 0).all()
+    assert (np.diff(curves, axis=0) > 0).all()
+
+
+def ranker_info(**more):
+    """Expects 10 tokens at score 0 and 110 at score 1."""
+    return RankerInfo(
+        kind="lite", model_name="lite", max_length=1,
+        score_quantiles=[0.0, 1.0], expected_tokens=[10.0, 110.0], **more,
+    )  # fmt: skip
+
+
+def test_a_calibration_is_checked_by_tenths():
+    """Ten scores expect 10, 20, ... 100; all answers are 6 longer: 6 over their mean of 61."""
+    scores = np.arange(10) / 10
+    found = check_calibration(ranker_info(), scores, 10 + 100 * scores + 6)
+
+    assert [round(tenth.expected_tokens) for tenth in found.tenths] == list(range(10, 101, 10))
+    assert [round(tenth.answer_tokens) for tenth in found.tenths] == list(range(16, 107, 10))
+    assert found.error == pytest.approx(6 / 61, abs=1e-4)
+    assert found.share_between is None
+
+
+def test_answers_within_the_spread_are_counted():
+    """From 0.5 to 1.5 times the score: eight of ten answers are there, two are not."""
+    spread = {"0.1": [0.0, 0.5], "0.5": [0.0, 1.0], "0.9": [0.0, 1.5]}
+    scores = np.full(10, 1.0)
+
+    found = check_calibration(ranker_info(token_quantiles=spread), scores, [1.0] * 8 + [2.0, 0.1])
+
+    assert found.share_between == 0.8
+
+
+def test_a_ranker_without_a_calibration_is_not_checked():
+    """Nothing to compare with; nor are there tenths of nine prompts."""
+    bare = RankerInfo(kind="lite", model_name="lite", max_length=1)
+
+    assert check_calibration(bare, np.arange(20.0), np.ones(20)) is None
+    assert check_calibration(ranker_info(), np.arange(9.0), np.ones(9)) is None

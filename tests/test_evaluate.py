@@ -3,15 +3,17 @@
 import gzip
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from pars.cli import commands
 from pars.errors import DataError, ParsError
 from pars.learn.evaluate import evaluate, render
-from pars.ranker import boxed_ranker
+from pars.ranker import RankerInfo, boxed_ranker
 
 from rankers import lite_ranker, rows, write_data
 
@@ -80,6 +82,50 @@ def test_answers_of_different_models_are_not_compared(ranker, tmp_path):
     # Whatever the ranker says of a and b, it is right for one model and wrong for the other.
     assert result.overall["ranker"].accuracy.value == 0.5
     assert "only answers of one model are compared" in render(result)
+
+
+def calibrated_ranker(folder):
+    """Expects 50 tokens of every prompt."""
+    folder = lite_ranker(folder)
+    info = replace(
+        RankerInfo.read(folder), score_quantiles=[-9.0, 9.0], expected_tokens=[50.0, 50.0]
+    )
+    info.write(folder)
+    return folder
+
+
+def test_expected_tokens_are_told_beside_real_ones(tmp_path):
+    """50 expected of each tenth, 75 words of 4/3 tokens in each: off by 50 of 100."""
+    records = [{"prompt": f"p{i}", "answer": "word " * (70 + 10 * (i % 2))} for i in range(40)]
+    path = write_records(tmp_path / "r.jsonl", records)
+
+    result = evaluate(calibrated_ranker(tmp_path / "ranker"), path)
+
+    assert {tenth.expected_tokens for tenth in result.calibration.tenths} == {50.0}
+    assert np.mean([t.answer_tokens for t in result.calibration.tenths]) == pytest.approx(100)
+    assert "expected tokens" in render(result)
+    assert result.as_json()["calibration"]["tenths"][0]["expected_tokens"] == 50.0
+
+
+def test_repeated_answers_tell_the_ceiling(ranker, tmp_path):
+    """60 prompts are answered in 10 and 11 words, 20 and 21, ...: no pair turns round."""
+    records = [
+        {"prompt": f"prompt {i}", "answer_length": 10 * i + again}
+        for i in range(1, 61)
+        for again in (0, 1)
+    ]
+
+    result = evaluate(ranker, write_records(tmp_path / "r.jsonl", records))
+
+    assert result.ceiling.value > 0.99
+    assert "A perfect predictor would reach 1.000" in render(result)
+
+
+def test_copies_of_answers_tell_no_ceiling(ranker, tmp_path):
+    """Every prompt twice with the same length: these are not samples."""
+    records = [{"prompt": f"prompt {i % 60}", "answer_length": 10 + i % 60} for i in range(120)]
+
+    assert evaluate(ranker, write_records(tmp_path / "r.jsonl", records)).ceiling is None
 
 
 def test_equal_lengths_have_no_order(ranker, tmp_path):

@@ -67,6 +67,8 @@ class RankerInfo:
     # tokens at each, which never fall as the score rises. None without validation data.
     score_quantiles: list[float] | None = None
     expected_tokens: list[float] | None = None
+    # By "0.1", "0.5", "0.9": the tokens that this share of the answers stays within, [101] each.
+    token_quantiles: dict[str, list[float]] | None = None
 
     @classmethod
     def read(cls, folder: Path) -> "RankerInfo":

@@ -1,6 +1,8 @@
 """From order to cost: the answer length to expect at a score, never falling as the score rises."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,13 +14,23 @@ NUM_KNOTS = 101
 # for English under a GPT-4-like vocabulary. Order does not depend on it, only the scale.
 TOKENS_PER_UNIT = {"tokens": 1.0, "words": 4 / 3, "characters": 1 / 4}
 
+QUANTILES = (0.1, 0.5, 0.9)  # of the answers to prompts of about one score
+WINDOW_SHARE, LEAST_WINDOW = 0.05, 50  # of the prompts: those around a knot
+NUM_TENTHS = 10
+
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Scores at the quantiles 0, 0.01, … 1 and the expected answer tokens there, both [101]."""
+    """
+    Scores at the quantiles 0, 0.01, … 1 and the expected answer tokens there, both [101].
+
+    `token_quantiles` has the spread: by "0.1", "0.5" and "0.9" the tokens that this share of the
+    answers stays within, [101] each, never falling either.
+    """
 
     score_quantiles: list[float]
     expected_tokens: list[float]
+    token_quantiles: dict[str, list[float]]
 
 
 def calibrate(scores: ArrayLike, lengths: ArrayLike, length_unit: str) -> Calibration:
@@ -36,8 +48,108 @@ def calibrate(scores: ArrayLike, lengths: ArrayLike, length_unit: str) -> Calibr
     starts = np.concatenate([[0], np.cumsum(widths)[:-1]])
     centers = np.add.reduceat(distinct * counts, starts) / np.add.reduceat(counts, starts)
     knots = np.quantile(x, np.linspace(0, 1, NUM_KNOTS))
-    expected = np.interp(knots, centers, values) * TOKENS_PER_UNIT.get(length_unit, 1.0)
-    return Calibration([round(float(s), 6) for s in knots], [round(float(t), 3) for t in expected])
+    tokens_per_unit = TOKENS_PER_UNIT.get(length_unit, 1.0)
+    expected = np.interp(knots, centers, values) * tokens_per_unit
+    spread = _quantiles_around(knots, x, y) * tokens_per_unit
+    return Calibration(
+        [round(float(s), 6) for s in knots],
+        _rounded(expected),
+        {f"{share:g}": _rounded(curve) for share, curve in zip(QUANTILES, spread, strict=True)},
+    )
+
+
+def _quantiles_around(knots: FloatArray, scores: FloatArray, lengths: FloatArray) -> FloatArray:
+    """Quantiles of the lengths whose scores are nearest to each knot, [num_quantiles, 101]."""
+    order = np.argsort(scores, kind="stable")
+    scores, lengths = scores[order], lengths[order]
+    window = min(len(scores), max(LEAST_WINDOW, round(WINDOW_SHARE * len(scores))))
+    low, high = (np.searchsorted(scores, knots, side=side) for side in ("left", "right"))
+    starts = np.clip((low + high - window) // 2, 0, len(scores) - window)
+    found = [
+        # Equal scores are one point here, too: all of them are around it, or none.
+        np.quantile(lengths[min(start, at) : max(start + window, end)], QUANTILES)
+        for start, at, end in zip(starts, low, high, strict=True)
+    ]
+    curves = [pool_adjacent_violators(curve, np.ones(len(knots))) for curve in np.transpose(found)]
+    return np.stack([np.repeat(values, widths) for values, widths in curves])
+
+
+def _rounded(tokens: FloatArray) -> list[float]:
+    return [round(float(t), 3) for t in tokens]
+
+
+class Calibrated(Protocol):
+    """The part of `pars.ranker.RankerInfo` read here."""
+
+    @property
+    def score_quantiles(self) -> list[float] | None: ...
+
+    @property
+    def expected_tokens(self) -> list[float] | None: ...
+
+    @property
+    def token_quantiles(self) -> Mapping[str, Sequence[float]] | None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tenth:
+    """A tenth of the held-out prompts, by score: mean answer tokens, expected and real."""
+
+    expected_tokens: float
+    answer_tokens: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationCheck:
+    """
+    A calibration beside held-out answers.
+
+    Attributes:
+        error: Mean over the tenths of |expected - real|, over the mean of the real.
+        share_between: Of the answers, those from the 0.1 to the 0.9 quantile at their score, which
+            should be 0.8; None for a ranker without them.
+    """
+
+    tenths: tuple[Tenth, ...]
+    error: float
+    share_between: float | None
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as plain values."""
+        return asdict(self)
+
+
+def check_calibration(
+    info: Calibrated, scores: ArrayLike, answer_tokens: ArrayLike
+) -> CalibrationCheck | None:
+    """
+    Compare expected answer tokens with real ones, both [num_prompts], by tenths of the scores.
+
+    None for a ranker that expects nothing, and for fewer than ten prompts.
+    """
+    x, y = np.asarray(scores, dtype=np.float64), np.asarray(answer_tokens, dtype=np.float64)
+    if not info.score_quantiles or not info.expected_tokens or len(x) < NUM_TENTHS:
+        return None
+    expected = np.interp(x, info.score_quantiles, info.expected_tokens)
+    tenths = [
+        Tenth(
+            expected_tokens=round(float(expected[part].mean()), 2),
+            answer_tokens=round(float(y[part].mean()), 2),
+        )
+        for part in np.array_split(np.argsort(x, kind="stable"), NUM_TENTHS)
+    ]
+    misses = [abs(tenth.expected_tokens - tenth.answer_tokens) for tenth in tenths]
+    share_between = None
+    if info.token_quantiles:
+        low, high = (
+            np.interp(x, info.score_quantiles, info.token_quantiles[f"{share:g}"])
+            for share in (QUANTILES[0], QUANTILES[-1])
+        )
+        share_between = round(float(((low <= y) & (y <= high)).mean()), 4)
+    error = float(np.mean(misses) / max(float(y.mean()), 1e-9))
+    return CalibrationCheck(
+        tenths=tuple(tenths), error=round(error, 4), share_between=share_between
+    )
 
 
 def pool_adjacent_violators(

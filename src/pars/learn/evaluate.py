@@ -17,7 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pars.errors import DataError, MissingExtra
-from pars.learn.records import Row, read_data
+from pars.learn.calibration import TOKENS_PER_UNIT, CalibrationCheck, check_calibration
+from pars.learn.noise import ceiling_of_rows
+from pars.learn.records import Row, length_unit_of, read_data
 from pars.learn.tables import table
 from pars.metrics import Estimate, bootstrap, pair_sums
 from pars.ranker import Ranker
@@ -65,6 +67,8 @@ class Evaluation:
     overall: dict[str, Order]
     by_category: dict[str, dict[str, Order]]
     deciles: list[float]  # mean answer length of each tenth of the rows, by the ranker's score
+    calibration: CalibrationCheck | None  # of the tokens that the ranker expects
+    ceiling: Estimate | None  # tau-b of a perfect predictor, where rows repeat prompts enough
 
     def as_json(self) -> dict[str, Any]:
         """What `pars evaluate` writes to evaluation.json."""
@@ -74,6 +78,8 @@ class Evaluation:
             category: {name: order.as_json() for name, order in orders.items()}
             for category, orders in self.by_category.items()
         }
+        plain["calibration"] = self.calibration and self.calibration.as_json()
+        plain["ceiling"] = self.ceiling and self.ceiling.as_json()
         return plain
 
 
@@ -139,6 +145,10 @@ def evaluate(
         deciles=[float(lengths[part].mean()) for part in np.array_split(np.argsort(scores), 10)]
         if len(rows) >= 10
         else [],
+        calibration=check_calibration(
+            ranker.info, scores, lengths * TOKENS_PER_UNIT.get(length_unit_of(data), 1.0)
+        ),
+        ceiling=ceiling_of_rows(rows, num_resamples),
     )
 
 
@@ -250,5 +260,26 @@ def render(evaluation: Evaluation) -> str:
             for category, orders in e.by_category.items()
         ]
         lines += ["", *table(("tau-b by category", *names), body)]
+    if e.ceiling:
+        share = e.overall["ranker"].tau_b.value / e.ceiling.value
+        lines += ["", f"A perfect predictor would reach {e.ceiling}; the ranker has {share:.0%}"]
+    if e.calibration:
+        lines += ["", *_calibration_table(e.calibration)]
     lines += ["", f"The ranker scored {e.prompts_per_second:,.0f} prompts a second in one batch."]
     return "\n".join(lines)
+
+
+def _calibration_table(check: CalibrationCheck) -> list[str]:
+    body = [
+        (str(number), f"{tenth.expected_tokens:,.0f}", f"{tenth.answer_tokens:,.0f}")
+        for number, tenth in enumerate(check.tenths, 1)
+    ]
+    between = (
+        ""
+        if check.share_between is None
+        else f"; {check.share_between:.0%} of the answers are within their 80% range"
+    )
+    return [
+        *table(("tenth, by score", "expected tokens", "answer tokens"), body),
+        f"Calibration error {check.error:.1%} of the mean answer{between}.",
+    ]

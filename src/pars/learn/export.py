@@ -63,6 +63,7 @@ def export_ranker(
         length_unit=length_unit,
         score_quantiles=fitted.score_quantiles if fitted else None,
         expected_tokens=fitted.expected_tokens if fitted else None,
+        token_quantiles=fitted.token_quantiles if fitted else None,
     )
     with _replaced_whole(folder) as new:
         model.network.eval().to("cpu")

@@ -45,6 +45,8 @@ NUM_PAIRS = 1_000_000  # drawn, to see which keep their order
 NUM_BINS = 100  # of the relative difference of two lengths
 ROW_EDGES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 SURE = (0.75, 0.9)
+FEWEST_PROMPTS = 50  # with repeated answers, for a ceiling beside an evaluation
+SHARE_EQUAL = 0.25  # of the prompts: when more have answers of one length only, they may be copies
 NAN = float("nan")
 
 
@@ -197,6 +199,23 @@ def ceiling_estimate(two_answers: Estimate) -> Estimate:
     """The ceiling with its interval, which is the other's ends: the map is monotone."""
     ends = (two_answers.value, two_answers.low, two_answers.high)
     return Estimate(*ceiling_of(ends).tolist())
+
+
+def ceiling_of_rows(rows: Sequence[Row], num_resamples: int) -> Estimate | None:
+    """
+    The ceiling, where at least FEWEST_PROMPTS prompts are answered more than once and most of them
+    in different lengths, as copies are not; else None.
+    """
+    answers = Answers.of(rows)
+    if (
+        answers.num_prompts < FEWEST_PROMPTS
+        or answers.num_equal() > SHARE_EQUAL * answers.num_prompts
+    ):
+        return None
+    rng = np.random.default_rng(0)
+    rounds = [answers.draw(rng)[:2] for _ in range(NUM_ROUNDS)]
+    found = ceiling_estimate(answers.tau_b(rounds, num_resamples))
+    return None if np.isnan(found.value) else found
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -372,7 +391,7 @@ def render(noise: Noise) -> str:
         lines.append(f"{n.num_single:,} prompts with one answer are left out")
     if n.num_models > 1:
         lines.append(f"{n.num_models} models: only answers of one model are compared")
-    if n.num_equal > n.num_prompts / 4:
+    if n.num_equal > SHARE_EQUAL * n.num_prompts:
         lines.append(
             f"CAUTION: {n.num_equal / n.num_prompts:.0%} of the prompts have answers of one length"
             " only: are they copies, and not repeated samples?"

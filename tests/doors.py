@@ -13,8 +13,8 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,8 @@ from engine import MODEL, Engine, wait_until
 LENGTHS = range(10, 1000, 10)  # that the ranker knows
 SPOOFED = "-9000000000000000000"
 NUM_IN_WAVE = 12
-NUM_TOKENS = (
-    48  # of an answer: a fifth of a second, so that a client that stalls sees the true order
-)
+NUM_TOKENS = 4  # of an answer that nobody leaves
+ENDLESS = 60_000  # tokens: minutes
 DEADLINE_S = 60
 
 # A scorer on a busy machine may be slow, and NUM_TOKENS must not be all that an answer may take.
@@ -97,80 +96,81 @@ def chat(length: int, **fields: Any) -> Ask:
     return Ask(f"chat {length}", "/v1/chat/completions", body)
 
 
-def order_of_completion(door: Door, asks: Sequence[Ask], *, in_turn: bool = False) -> list[str]:
+def order_of_admission(door: Door, asks: Sequence[Ask], *, in_turn: bool = False) -> list[str]:
     """
-    Names in the order in which answers end, when all were sent while every slot was held.
+    Names in the order in which the engine begins them, when all were sent while its slot was held.
+
+    Each is a stream without an end that is left once its first piece is here and its name noted. So
+    in an engine of one slot the next cannot begin before, and a machine that stands still cannot
+    mix the order up, as it can that of answers which end by themselves.
 
     Args:
         in_turn: Send each once the one before it waits in the engine, else all at once.
     """
-    return asyncio.run(_order_of_completion(door, asks, in_turn))
+
+    async def sent(queue: _Queue) -> None:
+        waves = [[ask] for ask in asks] if in_turn else [asks]
+        for wave in waves:
+            await queue.add(wave)
+
+    return asyncio.run(_order_of_admission(door, sent))
 
 
-async def _order_of_completion(door: Door, asks: Sequence[Ask], in_turn: bool) -> list[str]:
-    order: list[str] = []
+def order_of_flood(door: Door, window_s: float) -> list[str]:
+    """
+    The order of a long request and two waves of short ones, all waiting before the first begins.
 
-    async def send(client: httpx.AsyncClient, ask: Ask) -> None:
-        answer = await client.post(ask.path, json=ask.body, headers=ask.headers)
-        assert answer.is_success, answer.text
-        order.append(ask.name)
+    The short ones are named "early", sent at once, and "late", sent more than `window_s` after the
+    long one was waiting.
+    """
 
+    async def sent(queue: _Queue) -> None:
+        await queue.add([replace(completion(900), name="long")])
+        closes_s = time.time() + window_s
+        await queue.add([replace(completion(10), name="early")] * NUM_IN_WAVE)
+        await asyncio.to_thread(wait_until, lambda: time.time() > closes_s, "window", DEADLINE_S)
+        await queue.add([replace(completion(10), name="late")] * NUM_IN_WAVE)
+
+    return asyncio.run(_order_of_admission(door, sent))
+
+
+async def _order_of_admission(door: Door, sent: "Callable[[_Queue], Awaitable[None]]") -> list[str]:
+    assert door.engine.num_slots == 1
     async with _client(door) as client, asyncio.TaskGroup() as group:
+        queue = _Queue(door.engine, client, group)
         with door.engine.held():
-            num_sent = 0
-            for ask in asks:
-                group.create_task(send(client, ask))
-                num_sent += ask.num_entries
-                if in_turn or ask is asks[-1]:
-                    await asyncio.to_thread(door.engine.wait_for, waiting=num_sent)
-    return order
+            await sent(queue)
+    return queue.order
+
+
+@dataclass
+class _Queue:
+    """Requests that wait in the engine; `order` gets their names as they begin."""
+
+    engine: Engine
+    client: httpx.AsyncClient
+    group: asyncio.TaskGroup
+    order: list[str] = field(default_factory=list)
+    num_entries: int = 0
+
+    async def add(self, asks: Sequence[Ask]) -> None:
+        """Send them all, and wait until they wait."""
+        for ask in asks:
+            self.group.create_task(self._begin(ask))
+            self.num_entries += ask.num_entries
+        await asyncio.to_thread(self.engine.wait_for, waiting=self.num_entries)
+
+    async def _begin(self, ask: Ask) -> None:
+        body = ask.body | {"stream": True, "max_tokens": ENDLESS}
+        async with self.client.stream("POST", ask.path, json=body, headers=ask.headers) as answer:
+            assert answer.is_success, await answer.aread()
+            async with contextlib.aclosing(answer.aiter_lines()) as lines:
+                await anext(lines)
+            self.order.append(ask.name)
 
 
 def _client(door: Door) -> httpx.AsyncClient:
     return httpx.AsyncClient(base_url=door.url, timeout=DEADLINE_S)
-
-
-@dataclass(frozen=True)
-class Flood:
-    """
-    When a long request ended, and the short ones that came after it.
-
-    Attributes:
-        late: Ends of those that were sent more than the window after the long one was waiting.
-        early: Ends of those that were sent at once.
-    """
-
-    long_end_s: float
-    early: list[float]
-    late: list[float]
-
-
-def flood(door: Door, window_s: float) -> Flood:
-    """A long request and two waves of short ones, all of which wait before the first begins."""
-    return asyncio.run(_flood(door, window_s))
-
-
-async def _flood(door: Door, window_s: float) -> Flood:
-    async def send(client: httpx.AsyncClient, ask: Ask) -> float:
-        answer = await client.post(ask.path, json=ask.body)
-        assert answer.is_success, answer.text
-        return time.time()
-
-    async with _client(door) as client, asyncio.TaskGroup() as group:
-
-        async def waiting(num_before: int, *asks: Ask) -> list[asyncio.Task[float]]:
-            tasks = [group.create_task(send(client, ask)) for ask in asks]
-            await asyncio.to_thread(door.engine.wait_for, waiting=num_before + len(asks))
-            return tasks
-
-        wave = [completion(10)] * NUM_IN_WAVE
-        with door.engine.held():
-            [long] = await waiting(0, completion(900))
-            closes_s = time.time() + window_s
-            early = await waiting(1, *wave)
-            await asyncio.to_thread(wait_until, lambda: time.time() > closes_s, "window", 60)
-            late = await waiting(1 + NUM_IN_WAVE, *wave)
-    return Flood(long.result(), [it.result() for it in early], [it.result() for it in late])
 
 
 def answers_during(door: Door, story: Callable[[], None]) -> list[int]:
@@ -179,7 +179,7 @@ def answers_during(door: Door, story: Callable[[], None]) -> list[int]:
 
 
 async def _answers_during(door: Door, story: Callable[[], None]) -> list[int]:
-    ask = completion(10, max_tokens=4)
+    ask = completion(10)
     num_tokens: list[int] = []
     is_over = False
 

@@ -1,11 +1,12 @@
 """The engine that other tests stand on behaves as they assume."""
 
-import asyncio
 import json
 import random
 
 import httpx
 import pytest
+
+from doors import Ask, Door, order_of_admission
 
 from engine import MODEL, Engine, Engines
 
@@ -19,25 +20,12 @@ def post(engine: Engine, path: str, **body: object) -> dict:
     return answer.raise_for_status().json()
 
 
-async def completed(engine: Engine, priorities: list[int]) -> list[int]:
-    """Send one request per priority while all slots are held; the order in which they finish."""
-    order = []
-
-    async def send(client: httpx.AsyncClient, priority: int) -> None:
-        body = {"model": MODEL, "prompt": "x", "max_tokens": 16}
-        answer = await client.post("/v1/completions", json=body, headers={HEADER: str(priority)})
-        answer.raise_for_status()
-        order.append(priority)
-
-    async with (
-        httpx.AsyncClient(base_url=engine.url, timeout=60) as client,
-        asyncio.TaskGroup() as group,
-    ):
-        with engine.held():
-            for num_waiting, priority in enumerate(priorities, 1):
-                group.create_task(send(client, priority))
-                await asyncio.to_thread(engine.wait_for, waiting=num_waiting)
-    return order
+def order_of(engine: Engine, priorities: list[int]) -> list[int]:
+    """Send one request per priority while the slot is held; the order in which they begin."""
+    prompt = {"model": MODEL, "prompt": "x"}
+    asks = [Ask(str(p), "/v1/completions", prompt, {HEADER: str(p)}) for p in priorities]
+    names = order_of_admission(Door(engine.url, engine), asks, in_turn=True)
+    return [int(name) for name in names]
 
 
 def test_completion_has_exactly_max_tokens(vllm: Engines):
@@ -78,31 +66,31 @@ def test_stream_comes_piece_by_piece_and_leaving_it_frees_the_slot(vllm: Engines
     assert engine.metric("vllm:request_success_total") == num_done
 
 
-def test_one_event_a_token(vllm: Engines):
-    """A stream of 20 tokens is 20 events with a character each, and the end mark."""
+def test_a_stream_has_a_character_for_each_token(vllm: Engines):
+    """A stream of 20 tokens is events with 20 characters, and the end mark."""
     body = {"model": MODEL, "prompt": "x", "max_tokens": 20, "stream": True}
     url = f"{vllm(*PRIORITY).url}/v1/completions"
     with httpx.stream("POST", url, json=body, timeout=60) as answer:
         *events, end = [line.removeprefix("data: ") for line in answer.iter_lines() if line]
 
     assert end == "[DONE]"
-    assert [len(json.loads(event)["choices"][0]["text"]) for event in events] == [1] * 20
+    assert len("".join(json.loads(event)["choices"][0]["text"] for event in events)) == 20
 
 
-def test_priority_header_orders_completion(vllm: Engines):
-    """With one slot, waiting requests finish in the order of their header, smallest first."""
+def test_priority_header_orders_the_queue(vllm: Engines):
+    """With one slot, waiting requests begin in the order of their header, smallest first."""
     priorities = random.Random(0).sample(range(-5, 1000), 8)
 
-    order = asyncio.run(completed(vllm(*PRIORITY), priorities))
+    order = order_of(vllm(*PRIORITY), priorities)
 
     assert order == sorted(priorities)
 
 
 def test_fcfs_ignores_the_header_without_a_word(vllm: Engines):
-    """Without --scheduling-policy priority they finish as they came, and nothing says so."""
+    """Without --scheduling-policy priority they begin as they came, and nothing says so."""
     priorities = random.Random(0).sample(range(-5, 1000), 8)
 
-    order = asyncio.run(completed(vllm(), priorities))
+    order = order_of(vllm(), priorities)
 
     assert order == priorities
 

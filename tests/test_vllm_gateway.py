@@ -18,11 +18,11 @@ from doors import (
     answers_during,
     chat,
     completion,
-    flood,
     gateway,
     leave_after_the_first_piece,
     leave_while_waiting,
-    order_of_completion,
+    order_of_admission,
+    order_of_flood,
     text_of,
     word_ranker,
 )
@@ -51,12 +51,12 @@ def shortest_first(engine: Engine, ranker: Path) -> Iterator[Door]:
         yield door
 
 
-def test_order_of_completion_follows_the_score(shortest_first: Door):
-    """Twelve waiting requests finish in the order of their expected lengths."""
+def test_the_queue_follows_the_score(shortest_first: Door):
+    """Twelve waiting requests begin in the order of their expected lengths."""
     lengths = random.Random(0).sample(range(10, 1000, 10), 12)
     num_scored = shortest_first.decisions("scored")
 
-    order = order_of_completion(shortest_first, [completion(length) for length in lengths])
+    order = order_of_admission(shortest_first, [completion(length) for length in lengths])
 
     assert order == [f"completion {length}" for length in sorted(lengths)]
     assert shortest_first.decisions("scored") == num_scored + 12
@@ -64,20 +64,20 @@ def test_order_of_completion_follows_the_score(shortest_first: Door):
 
 def test_a_priority_in_the_body_orders_as_well(engine: Engine, ranker: Path):
     """As for a vLLM before 0.28, which has no header; chat and several answers too."""
-    asks = [chat(400), completion(150, n=2), chat(250, stream=True), completion(200, stream=True)]
+    asks = [chat(400), completion(150, n=2), chat(250), completion(200)]
 
     options = ("--engine", "vllm-body", "--max-overtake-s", "inf")
     with gateway(engine, ranker, *options) as door:
-        order = order_of_completion(door, asks)
+        order = order_of_admission(door, asks)
 
     assert order == ["completion 200", "chat 250", "completion 150", "chat 400"]
 
 
-def test_chat_streams_and_several_answers_are_ordered_alike(shortest_first: Door):
-    """Two answers of 150 tokens cost 300; a chat counts by its last message; streams too."""
-    asks = [chat(400), completion(150, n=2), chat(250, stream=True), completion(200, stream=True)]
+def test_chats_and_several_answers_are_ordered_alike(shortest_first: Door):
+    """Two answers of 150 tokens cost 300; a chat counts by its last message."""
+    asks = [chat(400), completion(150, n=2), chat(250), completion(200)]
 
-    order = order_of_completion(shortest_first, asks)
+    order = order_of_admission(shortest_first, asks)
 
     assert order == ["completion 200", "chat 250", "completion 150", "chat 400"]
 
@@ -88,7 +88,7 @@ def test_a_spoofed_priority_changes_nothing(shortest_first: Door):
     spoofing = {"headers": headers, "priority": int(SPOOFED)}
     asks = [completion(900, **spoofing), completion(300), completion(600, **spoofing)]
 
-    order = order_of_completion(shortest_first, asks)
+    order = order_of_admission(shortest_first, asks)
 
     assert order == ["completion 300", "completion 600", "completion 900"]
 
@@ -98,20 +98,20 @@ def test_a_trusted_priority_counts(shortest_first: Door):
     headers = {"X-Vllm-Priority": SPOOFED, "X-Pars-Secret": "known"}
     asks = [completion(300), completion(900, headers=headers), completion(600)]
 
-    order = order_of_completion(shortest_first, asks)
+    order = order_of_admission(shortest_first, asks)
 
     assert order == ["completion 900", "completion 300", "completion 600"]
 
 
 def test_a_stream_comes_piece_by_piece(shortest_first: Door):
-    """Twenty tokens are twenty events with a character each, and the end mark."""
+    """Twenty tokens are events with a character for each, and the end mark."""
     body = completion(10, max_tokens=20, stream=True).body
     url = f"{shortest_first.url}/v1/completions"
     with httpx.stream("POST", url, json=body, timeout=60) as answer:
         *events, end = [line for line in answer.iter_lines() if line]
 
     assert end == "data: [DONE]"
-    assert [len(text_of(event)) for event in events] == [1] * 20
+    assert len("".join(map(text_of, events))) == 20
 
 
 def test_a_client_that_leaves_frees_its_slot(shortest_first: Door):
@@ -137,26 +137,26 @@ def test_a_client_that_leaves_gives_up_its_place_in_the_queue(shortest_first: Do
 
 
 def test_without_aging_a_long_request_starves(shortest_first: Door):
-    """In a flood of short requests the long one ends after every one of them."""
-    flooded = flood(shortest_first, window_s=0.0)
+    """In a flood of short requests the long one begins after every one of them."""
+    order = order_of_flood(shortest_first, window_s=0.0)
 
-    assert flooded.long_end_s > max(flooded.early + flooded.late)
+    assert order[-1] == "long"
 
 
 def test_with_aging_a_long_request_is_overtaken_within_its_bound_only(engine: Engine, ranker: Path):
     """Short requests that come at once overtake it, none that comes after the window does."""
     with gateway(engine, ranker, "--max-overtake-s", str(WINDOW_S)) as door:
-        flooded = flood(door, WINDOW_S)
+        order = order_of_flood(door, WINDOW_S)
 
-    assert min(flooded.early) < flooded.long_end_s < min(flooded.late)
+    assert order.index("early") < order.index("long") < order.index("late")
 
 
 def test_no_overtaking_is_first_come_first_served(engine: Engine, ranker: Path):
-    """With `--max-overtake-s 0` waiting requests finish as they came."""
+    """With `--max-overtake-s 0` waiting requests begin as they came."""
     asks = [completion(length) for length in (900, 100, 500)]
 
     with gateway(engine, ranker, "--max-overtake-s", "0") as door:
-        order = order_of_completion(door, asks, in_turn=True)
+        order = order_of_admission(door, asks, in_turn=True)
 
     assert order == ["completion 900", "completion 100", "completion 500"]
 
@@ -189,7 +189,7 @@ def test_a_gateway_told_to_stop_lets_a_stream_finish(engine: Engine, ranker: Pat
         door.process.wait(60)
 
     assert end == "data: [DONE]"
-    assert len(events) == 600
+    assert len("".join(map(text_of, events))) == 600
 
 
 def is_refused(url: str) -> bool:

@@ -14,10 +14,10 @@ from doors import (
     answers_during,
     chat,
     completion,
-    flood,
     leave_after_the_first_piece,
     leave_while_waiting,
-    order_of_completion,
+    order_of_admission,
+    order_of_flood,
     replaced,
     text_of,
     word_ranker,
@@ -58,22 +58,22 @@ def first_come_first_served(vllm: Engines, ranker: Path) -> Door:
     return Door(engine.url, engine)
 
 
-def test_order_of_completion_follows_the_score(shortest_first: Door):
-    """Twelve waiting requests finish in the order of their expected lengths."""
+def test_the_queue_follows_the_score(shortest_first: Door):
+    """Twelve waiting requests begin in the order of their expected lengths."""
     lengths = random.Random(0).sample(range(10, 1000, 10), 12)
     num_scored = shortest_first.decisions("scored")
 
-    order = order_of_completion(shortest_first, [completion(length) for length in lengths])
+    order = order_of_admission(shortest_first, [completion(length) for length in lengths])
 
     assert order == [f"completion {length}" for length in sorted(lengths)]
     assert shortest_first.decisions("scored") == num_scored + 12 + 1  # one held the slot
 
 
-def test_chat_streams_and_several_answers_are_ordered_alike(shortest_first: Door):
-    """Two answers of 150 tokens cost 300; a chat counts by its last message; streams too."""
-    asks = [chat(400), completion(150, n=2), chat(250, stream=True), completion(200, stream=True)]
+def test_chats_and_several_answers_are_ordered_alike(shortest_first: Door):
+    """Two answers of 150 tokens cost 300; a chat counts by its last message."""
+    asks = [chat(400), completion(150, n=2), chat(250), completion(200)]
 
-    order = order_of_completion(shortest_first, asks)
+    order = order_of_admission(shortest_first, asks)
 
     assert order == ["completion 200", "chat 250", "completion 150", "chat 400"]
 
@@ -84,20 +84,20 @@ def test_a_spoofed_priority_changes_nothing(shortest_first: Door):
     spoofing = {"headers": headers, "priority": int(SPOOFED)}
     asks = [completion(900, **spoofing), completion(300), completion(600, **spoofing)]
 
-    order = order_of_completion(shortest_first, asks)
+    order = order_of_admission(shortest_first, asks)
 
     assert order == ["completion 300", "completion 600", "completion 900"]
 
 
 def test_a_stream_comes_piece_by_piece(shortest_first: Door):
-    """Twenty tokens are twenty events with a character each, and the end mark."""
+    """Twenty tokens are events with a character for each, and the end mark."""
     body = completion(10, max_tokens=20, stream=True).body
     url = f"{shortest_first.url}/v1/completions"
     with httpx.stream("POST", url, json=body, timeout=60) as answer:
         *events, end = [line for line in answer.iter_lines() if line]
 
     assert end == "data: [DONE]"
-    assert [len(text_of(event)) for event in events] == [1] * 20
+    assert len("".join(map(text_of, events))) == 20
 
 
 def test_a_client_that_leaves_frees_its_slot(shortest_first: Door):
@@ -123,17 +123,17 @@ def test_a_client_that_leaves_gives_up_its_place_in_the_queue(shortest_first: Do
 
 
 def test_without_aging_a_long_request_starves(shortest_first: Door):
-    """In a flood of short requests the long one ends after every one of them."""
-    flooded = flood(shortest_first, window_s=0.0)
+    """In a flood of short requests the long one begins after every one of them."""
+    order = order_of_flood(shortest_first, window_s=0.0)
 
-    assert flooded.long_end_s > max(flooded.early + flooded.late)
+    assert order[-1] == "long"
 
 
 def test_with_aging_a_long_request_is_overtaken_within_its_bound_only(aging: Door):
     """Short requests that come at once overtake it, none that comes after the window does."""
-    flooded = flood(aging, WINDOW_S)
+    order = order_of_flood(aging, WINDOW_S)
 
-    assert min(flooded.early) < flooded.long_end_s < min(flooded.late)
+    assert order.index("early") < order.index("long") < order.index("late")
 
 
 def test_a_scorer_that_dies_in_mid_flood_loses_no_request(shortest_first: Door, ranker: Path):
@@ -179,7 +179,7 @@ def test_vllm_without_priorities_is_told_clearly(first_come_first_served: Door):
     """Log and gauge say that the priorities are ignored, which the order then shows."""
     asks = [completion(900), completion(100), completion(500)]
 
-    order = order_of_completion(first_come_first_served, asks, in_turn=True)
+    order = order_of_admission(first_come_first_served, asks, in_turn=True)
 
     assert order == ["completion 900", "completion 100", "completion 500"]
     assert first_come_first_served.metric("pars_engine_schedules_by_priority") == 0

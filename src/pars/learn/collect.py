@@ -18,14 +18,13 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from pars.learn.collect_client import Address, Asker, address_of
+from pars.learn.collect_client import Asker, base_url_of
 from pars.learn.collect_config import CollectConfig
 from pars.learn.collect_file import AnswerFile
 from pars.learn.collect_prompts import Prompt, read_prompts
 from pars.learn.collect_reply import Failure, Reply, delay_s
 from pars.learn.collect_report import CollectReport
 
-SYNC_EVERY_S = 0.5
 LONGEST_WAIT_S = 600.0  # a server that asks for more is asked again by a later run
 LEAST_FAILURES = 20  # in a row, or twice the concurrency: then the rest is not tried
 Task = tuple[Prompt, int]
@@ -45,9 +44,9 @@ def collect(
     Raises:
         ParsError: bad prompts, an output of other settings, or one that cannot be written.
     """
-    address = address_of(config.endpoint, config.api)
+    base_url = base_url_of(config.endpoint)
     prompts = read_prompts(config.prompts, config.api, config.prompt_field)
-    with AnswerFile.open(config.output, config.settings(address)) as answers:
+    with AnswerFile.open(config.output, config.settings(base_url)) as answers:
         there = answers.asked_already(prompts)
         # Sample by sample, so that a run that is stopped early has one answer to each prompt.
         tasks = [
@@ -62,7 +61,7 @@ def collect(
             report.num_before += 1
             report.num_before_without_length += tokens is None
         if tasks:
-            asyncio.run(_Run(config, answers, report, pause).all(tasks, address, key))
+            asyncio.run(_Run(config, answers, report, pause).all(tasks, base_url, key))
     return report
 
 
@@ -82,16 +81,16 @@ class _Run:
         self._num_asking = 0
         self._bar: Any = None
 
-    async def all(self, tasks: list[Task], address: Address, key: str | None) -> None:
+    async def all(self, tasks: list[Task], base_url: str, key: str | None) -> None:
         asker = Asker(
-            address,
+            base_url,
+            self._config.api,
             key,
             timeout_s=self._config.timeout_s,
             num_connections=self._config.concurrency,
         )
         queue = iter(tasks)
         began_s = time.monotonic()
-        syncing = asyncio.create_task(self._keep_synced())
         workers = [
             asyncio.create_task(self._work(queue, asker))
             for _ in range(min(self._config.concurrency, len(tasks)))
@@ -102,9 +101,9 @@ class _Run:
         except asyncio.CancelledError:
             self._report.stopped = self._report.stopped or "interrupted"
         finally:
-            for one in (*workers, syncing):
+            for one in workers:
                 one.cancel()
-            await asyncio.gather(*workers, syncing, return_exceptions=True)
+            await asyncio.gather(*workers, return_exceptions=True)
             await asker.close()
             self._report.seconds = time.monotonic() - began_s
 
@@ -207,13 +206,6 @@ class _Run:
         self._in_a_row = self._in_a_row + 1 if problem else 0
         if self._in_a_row >= max(LEAST_FAILURES, 2 * self._config.concurrency):
             self._stop(f"{self._in_a_row} {told} in a row, the last: {problem}")
-
-    async def _keep_synced(self) -> None:
-        while True:
-            await asyncio.sleep(SYNC_EVERY_S)
-            # A disk that fails here fails at the next line, too, and there it is told.
-            with suppress(OSError):
-                await asyncio.to_thread(self._answers.sync)
 
 
 def _record(prompt: Prompt, sample: int, reply: Reply, *, keep_text: bool) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """
 One answer from an OpenAI-compatible endpoint, over a pool of connections.
 
-    ask = Asker(url_of(endpoint, "chat"), key, timeout_s=600.0, num_connections=8)
+    ask = Asker(base_url_of(endpoint), "chat", key, timeout_s=600.0, num_connections=8)
     reply = await ask(body)                       # raises Failure: kind, whether to retry
 
 The key goes into one header and nowhere else: whatever the server says is searched for it before
@@ -14,9 +14,8 @@ import re
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from pars.errors import ParsError
 from pars.learn.collect_reply import Failure, Reply, reply_of, retry_after_s
@@ -33,35 +32,27 @@ HOPELESS = frozenset({401, 402, 403, 404, 405})  # and 3xx: no other prompt woul
 PATHS = {"chat": "/chat/completions", "completions": "/completions"}
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where an endpoint is asked; `public` is its URL without what must stay secret."""
-
-    url: str
-    public: str
-    user: tuple[str, str] | None
-
-
-def address_of(endpoint: str, api: str) -> Address:
+def base_url_of(endpoint: str) -> str:
     """
-    The URL to ask at `endpoint`: with or without /v1, as OpenAI's clients take it.
+    What OpenAI's clients call base_url: `endpoint`, with /v1 where it has no path.
 
     Raises:
-        ParsError: it is no http or https URL, or has a query.
+        ParsError: it is no http or https URL, has a query, or holds a user or password.
     """
     try:
         parts = urlsplit(endpoint)
-        host, port = parts.hostname, parts.port
+        is_good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        has_more = bool(parts.query or parts.fragment) or not endpoint.isprintable()
     except ValueError:
-        host, port = None, None
-    if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment:
+        is_good, has_more = False, False
+    if not is_good or has_more or " " in endpoint:
         raise ParsError("--endpoint: want http://HOST:PORT or https://HOST/v1, without a query")
-    place = f"[{host}]" if ":" in host else host
-    public = f"{parts.scheme}://{place}{f':{port}' if port else ''}{parts.path.rstrip('/')}"
-    if not parts.path.strip("/"):
-        public += "/v1"
-    user = (unquote(parts.username), unquote(parts.password or "")) if parts.username else None
-    return Address(public + PATHS[api], public, user)
+    if "@" in parts.netloc:
+        raise ParsError(
+            "--endpoint holds a user or password, which others see in the list of processes:"
+            " keys come from the environment (--api-key-env)"
+        )
+    return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/') or '/v1'}"
 
 
 class Asker:
@@ -77,19 +68,17 @@ class Asker:
     """
 
     def __init__(
-        self, address: Address, key: str | None, *, timeout_s: float, num_connections: int
+        self, base_url: str, api: str, key: str | None, *, timeout_s: float, num_connections: int
     ) -> None:
         import httpx
 
         if key is not None and not re.fullmatch(r"[\x21-\x7e]+", key):
             raise ParsError("the API key holds characters that no HTTP header takes")
-        self._url = address.url
+        self._url = base_url + PATHS[api]
         self._timeout_s = timeout_s
-        secrets = (key, address.user[1] if address.user else None)
-        self._secrets = [one for one in secrets if one and len(one) >= LEAST_SECRET_CHARS]
+        self._secret = key if key and len(key) >= LEAST_SECRET_CHARS else None
         self._client = httpx.AsyncClient(
             headers={"Authorization": f"Bearer {key}"} if key else {},
-            auth=None if key else address.user,
             timeout=httpx.Timeout(None, connect=min(30.0, timeout_s)),
             limits=httpx.Limits(max_connections=num_connections, keepalive_expiry=MAX_IDLE_S),
         )
@@ -128,7 +117,7 @@ class Asker:
         text = content.decode(errors="replace")
         if response.status_code != 200:
             raise self._refused(response, text)
-        return self._read(text, response, time.monotonic() - began_s)
+        return self._read(text, response, time.monotonic() - began_s, body.get("max_tokens"))
 
     def _refused(self, response: "httpx.Response", text: str) -> Failure:
         status = response.status_code
@@ -140,7 +129,9 @@ class Asker:
             retry_after_s=retry_after_s(response.headers) if status in (429, 503) else None,
         )
 
-    def _read(self, text: str, response: "httpx.Response", seconds: float) -> Reply:
+    def _read(
+        self, text: str, response: "httpx.Response", seconds: float, max_tokens: int | None
+    ) -> Reply:
         try:
             page = json.loads(text)
         except (ValueError, RecursionError):
@@ -150,18 +141,16 @@ class Asker:
         if isinstance(page, dict) and page.get("error"):
             raise Failure("an error in place of an answer", self._shown(_message_in(text)))
         try:
-            return reply_of(page, seconds, self._without_secrets)
+            return reply_of(page, seconds, self._without_secret, max_tokens)
         except (TypeError, LookupError, AttributeError):
             raise Failure("JSON that is no answer", self._shown(text)) from None
 
     def _shown(self, text: str) -> str:
         """On one line, short, and without the key."""
-        return " ".join(self._without_secrets(text).split())[:EXCERPT_CHARS]
+        return " ".join(self._without_secret(text).split())[:EXCERPT_CHARS]
 
-    def _without_secrets(self, text: str) -> str:
-        for secret in self._secrets:
-            text = text.replace(secret, "***")
-        return text
+    def _without_secret(self, text: str) -> str:
+        return text.replace(self._secret, "***") if self._secret else text
 
 
 async def _body(response: "httpx.Response") -> bytes:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from pars.errors import ParsError
-from pars.learn.collect_client import Address
 from pars.learn.collect_prompts import APIS, Prompt
 
 OWN_OPTIONS = {  # fields of a body that an option of ours sets
@@ -76,10 +75,10 @@ class CollectConfig:
                 "--api completions needs --max-tokens: servers end an answer after 16 tokens else"
             )
 
-    def settings(self, address: Address) -> dict[str, Any]:
+    def settings(self, base_url: str) -> dict[str, Any]:
         """What decides the answers, and so must stay the same in one file. No secrets."""
         return {
-            "endpoint": address.public,
+            "endpoint": base_url,
             "model": self.model,
             "api": self.api,
             "max_tokens": self.max_tokens,

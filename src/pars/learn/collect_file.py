@@ -3,12 +3,11 @@ The file that `pars collect` fills: one whole line an answer, and beside it FILE
 
     with AnswerFile.open(path, settings) as answers:
         answers.asked_already(prompts)            # {(prompt index, sample)}
-        answers.add(record)                       # on disk, whole, when this returns
-        answers.sync()                            # safe against a power cut, too
+        answers.add(record)                       # a whole line of the file when this returns
 
 Settings stand in a side file and not in a first line, so that every line is a record and the file
-goes into `pars prepare records` (and jq, and pandas) as it is. A line that kill -9 or a full disk
-cut is taken off at the next start.
+goes into `pars prepare records` (and jq, and pandas) as it is. A line that was cut short is taken
+off at the next start, and its answer is asked for again.
 """
 
 import json
@@ -46,7 +45,6 @@ class AnswerFile:
     num_bytes_cut: int = 0
     _handle: int = -1
     _size: int = 0
-    _unsynced: bool = False
 
     @classmethod
     def open(cls, path: Path, settings: Mapping[str, Any]) -> Self:
@@ -79,10 +77,10 @@ class AnswerFile:
         self.close()
 
     def close(self) -> None:
-        """Sync and close."""
+        """Bring what was added to the disk itself, and close."""
         if self._handle >= 0:
             with suppress(OSError):
-                self.sync()
+                os.fsync(self._handle)
             os.close(self._handle)
             self._handle = -1
 
@@ -123,13 +121,6 @@ class AnswerFile:
                 os.ftruncate(self._handle, self._size)
             raise _unwritable(self.path, error) from error
         self._size += len(line)
-        self._unsynced = True
-
-    def sync(self) -> None:
-        """Bring what was added to the disk itself."""
-        if self._unsynced:
-            self._unsynced = False
-            os.fsync(self._handle)
 
     def _take_lock(self) -> None:
         try:

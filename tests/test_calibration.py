@@ -3,7 +3,12 @@
 import numpy as np
 import pytest
 
-from pars.learn.calibration import calibrate, check_calibration, pool_adjacent_violators
+from pars.learn.calibration import (
+    calibrate,
+    check_calibration,
+    lengths_if_whole,
+    pool_adjacent_violators,
+)
 from pars.ranker import RankerInfo
 
 
@@ -115,3 +120,22 @@ def test_a_ranker_without_a_calibration_is_not_checked():
 
     assert check_calibration(bare, np.arange(20.0), np.ones(20)) is None
     assert check_calibration(ranker_info(), np.arange(9.0), np.ones(9)) is None
+
+
+def test_a_cut_answer_counts_with_the_mean_of_the_longer_ones():
+    """Cut at 20 beside 10, 40 and 60: as (40 + 60) / 2; cut at 60, nothing is longer: as 60."""
+    lengths = lengths_if_whole([0, 0, 0, 0], [20, 10, 40, 60], [True, False, False, False])
+    longest = lengths_if_whole([0, 0], [10, 60], [False, True])
+
+    assert lengths.tolist() == [50.0, 10.0, 40.0, 60.0]
+    assert longest.tolist() == [10.0, 60.0]
+
+
+def test_what_was_cut_later_weighs_more_on_what_was_cut_before():
+    """
+    Cut at 10 and at 30, whole 20 and 40: beyond 10 the mass is 1/3 at 20, and what is left at 40:
+    20 / 3 + 40 * 2 / 3 = 100 / 3; beyond 30 only 40 is left.
+    """
+    lengths = lengths_if_whole([0] * 4, [10, 20, 30, 40], [True, False, True, False])
+
+    assert lengths.tolist() == pytest.approx([100 / 3, 20, 40, 40])

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pars.errors import ParsError
-from pars.metrics import bootstrap, kendall_tau_b, pair_sums
+from pars.metrics import bootstrap, bootstrap_difference, kendall_tau_b, pair_sums
 
 
 def brute_force(scores, lengths, threshold):
@@ -119,3 +119,62 @@ def test_an_undefined_estimate_is_null_in_json():
         "low": None,
         "high": None,
     }
+
+
+def test_an_answer_cut_short_is_compared_with_shorter_whole_ones_only():
+    """
+    Of 10, 20 and 30 tokens the 20 were cut short: 20 and 30 after 10 are two pairs in order, and
+    20 against 30 is none, whatever the scores; a cut answer never is the shorter one.
+    """
+    sums = pair_sums([1, 9, 5], [10, 20, 30], is_censored=[False, True, False])
+
+    assert sums.num_pairs == 2
+    assert sums.accuracy() == 1.0
+    assert sums.tau_b() == 1.0
+
+
+def test_two_cut_answers_and_a_cut_one_as_long_as_a_whole_one_are_no_pair():
+    """Either may have become the longer one."""
+    both = pair_sums([1, 2], [10, 20], is_censored=[True, True])
+    equal = pair_sums([1, 2], [10, 10], is_censored=[True, False])
+
+    assert (both.num_pairs, equal.num_pairs) == (0, 0)
+    assert np.isnan(both.tau_b())
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 6), st.booleans()), max_size=25))
+def test_pairs_with_cut_answers_are_counted_as_pair_by_pair(items):
+    """Against a loop over all pairs: those in order, out of order, and of different scores."""
+    scores, lengths, is_cut = np.array(items, dtype=float).reshape(-1, 3).T
+    sums = pair_sums(scores, lengths, is_censored=is_cut)
+
+    concordant = discordant = distinct = 0
+    for (score_a, length_a, cut_a), (score_b, length_b, cut_b) in combinations(items, 2):
+        shorter_is_cut = cut_a if length_a < length_b else cut_b
+        if length_a == length_b:
+            distinct += not cut_a and not cut_b and score_a != score_b
+        elif not shorter_is_cut:
+            product = (score_a - score_b) * (length_a - length_b)
+            concordant += product > 0
+            discordant += product < 0
+            distinct += score_a != score_b
+    if is_cut.any():
+        assert sums.score_distinct.sum() / 2 == distinct
+    assert sums.concordant.sum() / 2 == concordant
+    assert sums.discordant.sum() / 2 == discordant
+
+
+def test_a_difference_is_resampled_in_pairs():
+    """Two rankers that differ by a constant differ by nothing; a better one by more than noise."""
+    rng = np.random.default_rng(0)
+    lengths = rng.random(300)
+    noisy = lengths + rng.normal(size=300)
+    sums, shifted = pair_sums(noisy, lengths), pair_sums(noisy + 5, lengths)
+    better = pair_sums(lengths + rng.normal(size=300) / 4, lengths)
+
+    same = bootstrap_difference(shifted, sums, "tau_b")
+    gain = bootstrap_difference(better, sums, "tau_b")
+
+    assert (same.value, same.low, same.high) == (0.0, 0.0, 0.0)
+    assert gain.low > 0
+    assert gain.value == pytest.approx(better.tau_b() - sums.tau_b())

@@ -172,6 +172,24 @@ def test_records_can_be_filtered_and_keep_their_model(tmp_path, pars):
     assert "without model=a" in out
 
 
+def test_an_answer_cut_short_stays_known_and_is_never_the_shorter_one(tmp_path, pars):
+    """Rows keep finish_reason, and no pair says that something outlasts a cut answer."""
+    rows = [
+        {"prompt": f"p{n}", "answer_tokens": n, "finish_reason": "length" if n % 2 else "stop"}
+        for n in range(10, 50)
+    ]
+    path = write_rows(tmp_path / "r.json", rows)
+
+    pars("records", "--input", path, "--output-dir", tmp_path / "data", "--threshold", 0)
+
+    data = json.loads((tmp_path / "data/train_data.json").read_text())
+    pairs = json.loads((tmp_path / "data/train_pairs_length_diff_0.0.json").read_text())
+    reasons = {row["prompt"]: row["finish_reason"] for row in data}
+    shorter = {pair["prompt_B"] if pair["label"] else pair["prompt_A"] for pair in pairs}
+    assert set(reasons.values()) == {"length", "stop"}
+    assert {reasons[prompt] for prompt in shorter} == {"stop"}
+
+
 def test_threshold_names_the_files_and_the_shortfall_is_said(tmp_path, pars):
     """At 0.9 most tries fail: the pairs that are missing are counted in the report."""
     path = write_rows(tmp_path / "in.json", rows_of("alpaca"))

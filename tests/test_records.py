@@ -167,3 +167,11 @@ def test_shared_records_are_read(name, num_rows):
 
     assert len(rows) == num_rows
     assert all(row.answer_length > 0 and row.category for row in rows)
+
+
+def test_an_answer_cut_short_is_known_by_its_finish_reason(tmp_path):
+    """A record of `pars collect` tells it: "length" was cut at the limit, "stop" was not."""
+    row = {"prompt": "p", "answer_tokens": 9}
+    path = write(tmp_path / "d.json", [{**row, "finish_reason": it} for it in ("length", "stop")])
+
+    assert [row.is_censored for row in read_data(path)] == [True, False]

@@ -112,7 +112,9 @@ def pair_sums(
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise ParsError("scores and lengths must be finite numbers")
     columns = np.zeros((4, len(x)))
-    censored = np.zeros(len(x), dtype=bool) if is_censored is None else np.asarray(is_censored)
+    censored = np.zeros(len(x), dtype=bool)
+    if is_censored is not None:
+        censored[:] = is_censored
     for members in _groups(strata, len(x)):
         columns[:, members] = _count_pairs(x[members], y[members], censored[members], threshold)
     return PairSums(

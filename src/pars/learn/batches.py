@@ -77,6 +77,8 @@ class LengthBatches:
     Args:
         label_temperature: of the certainty of a pair, sigmoid(log(a / b) / temperature): answers
             vary from sample to sample, so a pair that differs little says little. 0 is certainty.
+        is_censored: [num_prompts], whether an answer was cut short: it is longer than it seems, so
+            it is the longer one of a pair or in none.
     """
 
     def __init__(
@@ -87,8 +89,11 @@ class LengthBatches:
         batch_size: int,
         seed: int,
         label_temperature: float = 0.0,
+        is_censored: ArrayLike | None = None,
     ) -> None:
         self._lengths = np.asarray(lengths, dtype=np.float64)
+        censored = np.zeros(len(self._lengths)) if is_censored is None else is_censored
+        self._is_censored = np.asarray(censored, dtype=bool)
         self._threshold, self._batch_size, self._seed = threshold, batch_size, seed
         self._label_temperature = label_temperature
 
@@ -98,6 +103,8 @@ class LengthBatches:
     def epoch(self, epoch: int) -> Iterator[Batch]:
         for prompts in _shuffled(len(self._lengths), self._batch_size, self._seed, epoch):
             longer, shorter = comparable_pairs(self._lengths[prompts], self._threshold)
+            is_known = ~self._is_censored[prompts[shorter]]
+            longer, shorter = longer[is_known], shorter[is_known]
             certainty = self._certainty(prompts[longer], prompts[shorter])
             yield Batch(prompts, longer, shorter, certainty)
 

@@ -58,6 +58,40 @@ def calibrate(scores: ArrayLike, lengths: ArrayLike, length_unit: str) -> Calibr
     )
 
 
+def lengths_if_whole(scores: ArrayLike, lengths: ArrayLike, is_censored: ArrayLike) -> FloatArray:
+    """
+    The answer lengths [num_prompts], those of answers that were cut short as if they had not been.
+
+    That is the mean of the lengths beyond the cut among answers of like score, by the Kaplan-Meier
+    estimate (1958, doi:10.1080/01621459.1958.10501452), its longest answer taken as whole (Efron
+    1967). To leave cut answers out, or to take them as whole, would expect too little.
+    """
+    y, cut = np.array(lengths, dtype=np.float64), np.asarray(is_censored, dtype=bool)
+    if not cut.any():
+        return y
+    window = max(LEAST_WINDOW, round(WINDOW_SHARE * len(y)))
+    by_score = np.argsort(np.asarray(scores), kind="stable")
+    for alike in np.array_split(by_score, max(1, len(y) // window)):
+        by_length = alike[np.lexsort([cut[alike], y[alike]])]  # of equal lengths, whole ones first
+        y[by_length] = _means_beyond(y[by_length], cut[by_length])
+    return y
+
+
+def _means_beyond(lengths: FloatArray, is_cut: NDArray[np.bool_]) -> FloatArray:
+    """Rising lengths, each cut one as the Kaplan-Meier mean of those after it."""
+    at_risk = np.arange(len(lengths), 0, -1)
+    ends = ~is_cut
+    ends[-1] = True
+    survival = np.concatenate([[1.0], np.cumprod(np.where(ends, 1 - 1 / at_risk, 1.0))])
+    jumps = survival[:-1] - survival[1:]
+    mass_beyond, sum_beyond = (
+        np.append(np.cumsum(parts[::-1])[::-1][1:], 0.0) for parts in (jumps, jumps * lengths)
+    )
+    is_mended = is_cut & (mass_beyond > 0)
+    means = sum_beyond / np.where(is_mended, mass_beyond, 1.0)
+    return np.where(is_mended, means, lengths)
+
+
 def _quantiles_around(knots: FloatArray, scores: FloatArray, lengths: FloatArray) -> FloatArray:
     """Quantiles of the lengths whose scores are nearest to each knot, [num_quantiles, 101]."""
     order = np.argsort(scores, kind="stable")

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pars.errors import DataError, MissingExtra
-from pars.learn.calibration import TOKENS_PER_UNIT, CalibrationCheck, check_calibration
+from pars.learn.calibration import (
+    TOKENS_PER_UNIT,
+    CalibrationCheck,
+    check_calibration,
+    lengths_if_whole,
+)
 from pars.learn.noise import ceiling_of_rows
 from pars.learn.records import Row, length_unit_of, read_data
 from pars.learn.tables import table
@@ -116,6 +122,7 @@ def evaluate(
     started = time.perf_counter()
     scores = ranker.score([row.prompt for row in rows]).astype(np.float64)
     seconds = time.perf_counter() - started
+    whole_lengths = lengths_if_whole(scores, lengths, [row.is_censored for row in rows])
     predictors = {
         "ranker": scores,
         "TF-IDF + ridge": _tfidf_ridge(rows, train_rows),
@@ -146,7 +153,7 @@ def evaluate(
         if len(rows) >= 10
         else [],
         calibration=check_calibration(
-            ranker.info, scores, lengths * TOKENS_PER_UNIT.get(length_unit_of(data), 1.0)
+            ranker.info, scores, whole_lengths * TOKENS_PER_UNIT.get(length_unit_of(data), 1.0)
         ),
         ceiling=ceiling_of_rows(rows, num_resamples),
     )
@@ -164,8 +171,14 @@ def _order(
     prompts = [row.prompt for row in chosen]
     # Requests to different models never wait in one queue, so they are not compared.
     models = [row.model for row in chosen] if len({row.model for row in chosen}) > 1 else None
-    every = pair_sums(predicted[members], lengths, strata=models)
-    filtered = pair_sums(predicted[members], lengths, threshold=threshold, strata=models)
+    sums = partial(
+        pair_sums,
+        predicted[members],
+        lengths,
+        strata=models,
+        is_censored=[row.is_censored for row in chosen],
+    )
+    every, filtered = sums(), sums(threshold=threshold)
 
     def estimate(sums: Any, statistic: str) -> Estimate:
         return bootstrap(sums, statistic, clusters=prompts, num_resamples=num_resamples)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pars import __version__
 from pars.errors import ParsError, RankerError
-from pars.learn.calibration import calibrate
+from pars.learn.calibration import calibrate, lengths_if_whole
 from pars.learn.encoder_graph import encoder_graph, int8_graph
 from pars.learn.lite_graph import lite_graph
 from pars.learn.models import EncoderModel, LiteModel, PromptModel
@@ -117,8 +117,11 @@ def export_checkpoint(
         rows = read_data(val_data)
         prompts = [row.prompt for row in rows]
         scores = ranker.score(prompts).astype(np.float64)
-        calibration = scores, np.array([row.answer_length for row in rows])
-        sums = pair_sums(*calibration, strata=[row.model for row in rows])
+        lengths = np.array([row.answer_length for row in rows])
+        is_censored = [row.is_censored for row in rows]
+        calibration = scores, lengths_if_whole(scores, lengths, is_censored)
+        models = [row.model for row in rows]
+        sums = pair_sums(scores, lengths, strata=models, is_censored=is_censored)
         tau_b = bootstrap(sums, "tau_b", clusters=prompts).as_json()
     return export_ranker(
         ranker.model,

@@ -8,12 +8,14 @@ because every operator costs a microsecond a call: this graph has 60, the export
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from pars.learn.models import PAIR_FACTORS, LiteModel, LiteRanker
 from pars.words import NUM_FEATURES
 
 OPSET, IR_VERSION = 18, 9  # what ONNX Runtime 1.17 reads
+NUM_HEAD = 4  # constants of the head: two layers' weights and biases
 
 
 def lite_graph(model: LiteModel) -> bytes:
@@ -44,6 +46,53 @@ def lite_graph(model: LiteModel) -> bytes:
     return bytes(
         helper.make_model(made, opset_imports=[opset], ir_version=IR_VERSION).SerializeToString()
     )
+
+
+def read_lite_graph(graph: bytes) -> LiteRanker:
+    """
+    The network that `lite_graph` wrote: its constants, in the order in which they were added.
+
+    Raises:
+        ValueError: the graph holds other constants than `lite_graph` writes.
+    """
+    import onnx
+    from onnx import numpy_helper
+
+    constants = [numpy_helper.to_array(it) for it in onnx.load_from_string(graph).graph.initializer]
+    tables = [it for it in constants if it.dtype == np.float16]
+    weights = [it for it in constants if it.dtype == np.float32 and it.ndim]
+    if len(tables) != 3 or len(weights) < NUM_HEAD + 1:
+        raise ValueError("not the graph of a lite ranker")
+    embedding, word_weight, pair_weight = tables
+    network = LiteRanker(
+        len(embedding), width=embedding.shape[1], num_pair_buckets=len(pair_weight)
+    )
+    layers = list(network.convolutions)
+    reach = max(layer.padding[0] for layer in layers)
+    *places, first, first_bias, second, second_bias = weights
+    bias = places.pop(reach + 1)  # it is added to the word in the middle
+    if len(places) != 2 * reach + 1:
+        raise ValueError("windows of another size")
+    with torch.no_grad():
+        _fill(network.embedding.weight, embedding)
+        _fill(network.word_weight.weight, word_weight[:, None])
+        _fill(network.pair_weight.weight, pair_weight[:, None])
+        for number, layer in enumerate(layers):
+            channels = slice(number * layer.out_channels, (number + 1) * layer.out_channels)
+            own = places[reach - layer.padding[0] : reach + layer.padding[0] + 1]
+            _fill(layer.weight, np.stack([table.T[channels] for table in own], axis=2))
+            _fill(layer.bias, bias[channels])
+        _fill(network.head[1].weight, _by_layer(network, first))
+        _fill(network.head[1].bias, first_bias)
+        _fill(network.head[4].weight, second)
+        _fill(network.head[4].bias, second_bias)
+    return network
+
+
+def _fill(parameter: Any, values: NDArray[Any]) -> None:
+    if tuple(parameter.shape) != values.shape:
+        raise ValueError(f"an array of {values.shape} and not {tuple(parameter.shape)}")
+    parameter.copy_(torch.from_numpy(values.astype(np.float32)))
 
 
 class _Graph:
@@ -152,6 +201,16 @@ def _by_statistic(network: LiteRanker) -> NDArray[np.float32]:
     blocks = np.split(weights[:, : width * (1 + 2 * num_layers)], 1 + 2 * num_layers, axis=1)
     features = weights[:, width * (1 + 2 * num_layers) :]
     return np.concatenate([blocks[0], *blocks[1::2], *blocks[2::2], features], axis=1)
+
+
+def _by_layer(network: LiteRanker, weights: NDArray[np.float32]) -> NDArray[np.float32]:
+    """`_by_statistic` undone: mean and maximum of each layer beside each other."""
+    num_blocks = 1 + 2 * len(network.convolutions)
+    width = network.embedding.weight.shape[1]
+    first, *rest = np.split(weights[:, : width * num_blocks], num_blocks, axis=1)
+    means, maxima = rest[: len(rest) // 2], rest[len(rest) // 2 :]
+    by_layer = [block for pair in zip(means, maxima, strict=True) for block in pair]
+    return np.concatenate([first, *by_layer, weights[:, width * num_blocks :]], axis=1)
 
 
 def _wide(graph: _Graph, network: LiteRanker, ids: str, is_word: str) -> str:

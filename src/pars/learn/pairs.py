@@ -73,20 +73,30 @@ def split_groups(groups: Sequence[str], test_size: float, seed: int) -> tuple[In
     return order[~in_val], order[in_val]
 
 
-def draw_pairs(lengths: Sequence[float], num_pairs: int, threshold: float, seed: int) -> Pairs:
+def draw_pairs(
+    lengths: Sequence[float],
+    num_pairs: int,
+    threshold: float,
+    seed: int,
+    *,
+    is_censored: Sequence[bool] | None = None,
+) -> Pairs:
     """
     For each row, in order, up to `num_pairs` partners whose lengths are far enough from its own.
 
     A try draws any row at random; it counts unless it is the row itself or
-    |a - b| / max(a, b) < threshold. A row gets at most TRIES_PER_PAIR tries a wanted pair, so the
-    number of pairs it ends with is distributed as in PARS's loop.
+    |a - b| / max(a, b) < threshold, or the shorter answer was cut short. A row gets at most
+    TRIES_PER_PAIR tries a wanted pair, so the number of pairs it ends with is distributed as in
+    PARS's loop.
     """
     rng = np.random.default_rng([seed, _PAIR_STREAM])
     known = np.asarray(lengths, dtype=np.float64)
+    # What was cut short may outlast everything: as the shorter one, it is apart from nothing.
+    is_whole = ~np.asarray(is_censored or np.zeros(len(known)), dtype=bool)
     blocks = [(np.empty(0, np.int32), np.empty(0, np.int32))]
     for start in range(0, len(known) if num_pairs else 0, _ROWS_PER_DRAW):
         rows = np.arange(start, min(start + _ROWS_PER_DRAW, len(known)), dtype=np.int32)
-        blocks.append(_draw_partners(rng, known, rows, num_pairs, threshold))
+        blocks.append(_draw_partners(rng, known, is_whole, rows, num_pairs, threshold))
     index_a, index_b = (np.concatenate(part) for part in zip(*blocks, strict=True))
     return Pairs(index_a, index_b, known[index_a] > known[index_b])
 
@@ -94,6 +104,7 @@ def draw_pairs(lengths: Sequence[float], num_pairs: int, threshold: float, seed:
 def _draw_partners(
     rng: np.random.Generator,
     lengths: NDArray[np.float64],
+    is_whole: NDArray[np.bool_],
     rows: NDArray[np.int32],
     num_pairs: int,
     threshold: float,
@@ -105,6 +116,8 @@ def _draw_partners(
         partners = rng.integers(len(lengths), size=(len(rows), num_pairs), dtype=np.int32)
         passed = _is_apart(lengths[rows][:, None], lengths[partners], threshold)
         passed &= partners != rows[:, None]
+        partner_is_shorter = lengths[partners] < lengths[rows][:, None]
+        passed &= is_whole[np.where(partner_is_shorter, partners, rows[:, None])]
         rank = num_found[:, None] + np.cumsum(passed, axis=1)
         passed &= rank <= num_pairs
         kept_a.append(rows[np.nonzero(passed)[0]])
@@ -161,12 +174,14 @@ def write_data(file: IO[bytes], rows: Sequence[Row]) -> None:
 
 def _row_text(row: Row) -> str:
     task_id = _quoted(row.task_id) if isinstance(row.task_id, str) else row.task_id
-    category = "" if row.category is None else f',\n    "category": {_quoted(row.category)}'
-    model = "" if row.model is None else f',\n    "model": {_quoted(row.model)}'
+    known = {"category": row.category, "model": row.model, "finish_reason": row.finish_reason}
+    more = "".join(
+        f',\n    "{name}": {_quoted(text)}' for name, text in known.items() if text is not None
+    )
     return (
         f'  {{\n    "task_id": {task_id},\n    "prompt": {_quoted(row.prompt)},\n'
         f'    "answer_content": {_quoted(row.answer_content)},\n'
-        f'    "answer_length": {row.answer_length!r}{category}{model}\n  }}'
+        f'    "answer_length": {row.answer_length!r}{more}\n  }}'
     )
 
 

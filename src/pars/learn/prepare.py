@@ -55,7 +55,13 @@ def prepare(config: PrepareConfig, output_dir: Path) -> dict[str, Any]:
     for offset, (name, part) in enumerate(zip(num_pairs, _split(exchanges, config), strict=True)):
         rows, dropped = _rows(exchanges, part, lengths_of)
         lengths = [row.answer_length for row in rows]
-        pairs = draw_pairs(lengths, num_pairs[name], config.threshold, config.seed + offset)
+        pairs = draw_pairs(
+            lengths,
+            num_pairs[name],
+            config.threshold,
+            config.seed + offset,
+            is_censored=[row.is_censored for row in rows],
+        )
         if num_pairs[name] and not len(pairs):
             raise _no_pair(name, lengths, config)
         plan[f"{name}_data.json"] = partial(write_data, rows=rows)
@@ -177,7 +183,15 @@ def _rows(
     else:
         lengths = (exchange.length for _, exchange in kept)
     return [
-        Row(task_id, one.prompt, length or 0, one.answer, one.category, one.model)
+        Row(
+            task_id,
+            one.prompt,
+            length or 0,
+            one.answer,
+            one.category,
+            one.model,
+            one.finish_reason,
+        )
         for (task_id, one), length in zip(kept, lengths, strict=True)
     ], dropped
 

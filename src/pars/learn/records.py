@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from pars.errors import DataError
 from pars.learn.rows import field_of, is_wanted, kind_of, length_of, read_rows, text_of
+from pars.outcomes import CUT_SHORT
 
 __all__ = ["Fields", "PairFile", "Row", "read_data", "read_pairs", "read_rows"]
 
@@ -33,7 +34,11 @@ PAIRS_CLOSE = b"\n  }\n]"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One prompt and the length of its answer, in whatever unit the file was prepared with."""
+    """
+    One prompt and the length of its answer, in whatever unit the file was prepared with.
+
+    `finish_reason` is why the answer ended, as the OpenAI interface tells it, where that is known.
+    """
 
     task_id: int | str
     prompt: str
@@ -41,6 +46,12 @@ class Row:
     answer_content: str = ""
     category: str | None = None
     model: str | None = None
+    finish_reason: str | None = None
+
+    @property
+    def is_censored(self) -> bool:
+        """Whether the answer was cut short: it would have become longer."""
+        return self.finish_reason in CUT_SHORT
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -121,12 +132,12 @@ def _data_row(row: Mapping[str, Any], fields: Fields, path: Path, number: int) -
     if not isinstance(task_id, int | str):
         problem = f"its task_id or id must be text or a whole number, not {kind_of(task_id)}"
         raise DataError.at(path, problem, row=number)
-    category, model = (
+    category, model, finish_reason = (
         text_of(row, name, path, number) or None if name in row else None
-        for name in ("category", "model")
+        for name in ("category", "model", "finish_reason")
     )
     prompt = text_of(row, fields.prompt, path, number)
-    return Row(task_id, prompt, length, answer, category, model)
+    return Row(task_id, prompt, length, answer, category, model, finish_reason)
 
 
 def length_unit_of(data_file: Path) -> str:

@@ -28,6 +28,7 @@ class Exchange(NamedTuple):
     length: float | None = None
     category: str | None = None
     model: str | None = None
+    finish_reason: str | None = None  # of a record: whether its answer was cut short
 
 
 ExchangesOf = Callable[[Mapping[str, Any], Path | str, int], Iterable[Exchange]]
@@ -142,11 +143,11 @@ def records_source(
         length = length_of(row, fields.length, at, number) if fields.length else None
         if fields.length and length is None:
             answer = ""  # its text must not be counted among lengths of another unit
-        category, model = (
+        category, model, finish_reason = (
             text_of(row, name, at, number) or None if name in row else None
-            for name in ("category", "model")
+            for name in ("category", "model", "finish_reason")
         )
-        yield Exchange(prompt, answer, length, category, model)
+        yield Exchange(prompt, answer, length, category, model, finish_reason)
 
     return Source(dataset=None, exchanges_of=exchanges_of, length_unit=unit, group_by_prompt=True)
 

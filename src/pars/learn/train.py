@@ -27,12 +27,13 @@ from torch import Tensor, nn
 from pars.errors import ParsError
 from pars.files import write_json
 from pars.learn.batches import Batch
+from pars.learn.calibration import lengths_if_whole
 from pars.learn.export import check_replaceable, export_ranker
 from pars.learn.models import LiteModel, PromptModel, load_encoder, load_weights
 from pars.learn.processes import Processes, joined_processes
 from pars.learn.records import length_unit_of
 from pars.learn.train_config import REPORTED, TrainConfig, plain
-from pars.learn.train_data import read_training_data
+from pars.learn.train_data import TrainingData, read_training_data
 from pars.learn.train_state import (
     BEST_FILE,
     LAST_FILE,
@@ -41,7 +42,7 @@ from pars.learn.train_state import (
     Stopped,
     stop_requests,
 )
-from pars.metrics import bootstrap, pair_sums
+from pars.metrics import PairSums, bootstrap, pair_sums
 
 # A batch is encoded in passes of prompts of like length; a CPU pays for padding, so in small ones.
 PROMPTS_PER_PASS = {"cpu": 32, "cuda": 256}
@@ -77,17 +78,20 @@ def train(config: TrainConfig) -> dict[str, Any]:
         raise ParsError(f"--output-dir {folder}: cannot be made: {error.strerror}") from error
     check_replaceable(folder / "ranker")
     with joined_processes() as processes:
-        return Training(config, processes).run()
+        torch.manual_seed(config.seed)
+        data = read_training_data(config)
+        return Training(config, data, new_model(config, data.prompts), processes).run()
 
 
 class Training:
     """One run of `train`: the model, its data, and where it stands."""
 
-    def __init__(self, config: TrainConfig, processes: Processes) -> None:
-        self.config, self.processes = config, processes
-        torch.manual_seed(config.seed)
-        self.prompts, self.batches, self.validation = read_training_data(config)
-        self.model = _new_model(config, self.prompts)
+    def __init__(
+        self, config: TrainConfig, data: TrainingData, model: PromptModel, processes: Processes
+    ) -> None:
+        self.config, self.processes, self.model = config, processes, model
+        self.prompts, self.batches = data.prompts, data.batches
+        self.validation = data.validation
         if processes.count > 1:
             torch.manual_seed(config.seed + processes.rank)  # or all would drop the same
         self.network = self.model.network.to(processes.device)
@@ -106,11 +110,17 @@ class Training:
         self.progress = self.saved.resume(config.resume_from) if config.resume_from else Progress()
 
     def run(self) -> dict[str, Any]:
-        """Train to the end, or to Ctrl-C."""
+        """Train, and write what `train` leaves."""
+        self.fit()
+        return self._finish() if self.processes.is_first else {}
+
+    def fit(self) -> None:
+        """Train to the end, or to Ctrl-C; the model has the best epoch's weights then."""
         with stop_requests() as stop:
             while self.progress.epoch < self.config.num_epochs:
                 self._epoch(stop)
-        return self._finish() if self.processes.is_first else {}
+        if self.processes.is_first:
+            load_weights(self.network, self.config.output_dir / BEST_FILE)
 
     def _epoch(self, stop: Callable[[], bool]) -> None:
         progress, started = self.progress, time.perf_counter()
@@ -233,14 +243,13 @@ class Training:
         }
         if len(validation.lengths):
             row_scores = scores[validation.of_rows]
-            tau_b = pair_sums(row_scores, validation.lengths, strata=validation.models).tau_b()
+            tau_b = self._sums(row_scores).tau_b()
             entry["tau_b"] = None if np.isnan(tau_b) else round(tau_b, 4)
         return entry
 
     def _finish(self) -> dict[str, Any]:
-        """The metrics, the picture and the ranker folder, from the best epoch's weights."""
+        """The metrics, the picture and the ranker folder."""
         config, progress = self.config, self.progress
-        load_weights(self.network, config.output_dir / BEST_FILE)
         row_scores = self.score(self.validation.prompts)[self.validation.of_rows]
         metrics = {
             **{name: plain(getattr(config, name)) for name in REPORTED},
@@ -259,8 +268,20 @@ class Training:
     def _interval(self, scores: NDArray[np.float64]) -> dict[str, float | None] | None:
         if not len(scores):
             return None
-        sums = pair_sums(scores, self.validation.lengths, strata=self.validation.models)
-        return bootstrap(sums, "tau_b", clusters=self.validation.of_rows.tolist()).as_json()
+        clusters = self.validation.of_rows.tolist()
+        return bootstrap(self._sums(scores), "tau_b", clusters=clusters).as_json()
+
+    def _lengths_if_whole(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        return lengths_if_whole(scores, self.validation.lengths, self.validation.is_censored)
+
+    def _sums(self, scores: NDArray[np.float64]) -> PairSums:
+        validation = self.validation
+        return pair_sums(
+            scores,
+            validation.lengths,
+            strata=validation.models,
+            is_censored=validation.is_censored,
+        )
 
     def _export(self, metrics: dict[str, Any], row_scores: NDArray[np.float64]) -> None:
         data = self.config.train_file or self.config.train_data
@@ -278,12 +299,13 @@ class Training:
                 "seed": self.config.seed,
                 "num_epochs": self.config.num_epochs,
             },
-            calibration=(row_scores, self.validation.lengths),
+            calibration=(row_scores, self._lengths_if_whole(row_scores)),
             held_out=self.validation.prompts,
         )
 
 
-def _new_model(config: TrainConfig, prompts: list[str]) -> PromptModel:
+def new_model(config: TrainConfig, prompts: list[str]) -> PromptModel:
+    """The model that `config` asks for, untrained but for an encoder's own weights."""
     if config.num_workers:
         os.environ.setdefault("RAYON_NUM_THREADS", str(config.num_workers))  # tokenizers' threads
     if config.model == "lite":

@@ -22,11 +22,21 @@ class Validation:
     shorter: NDArray[np.int64]
     of_rows: NDArray[np.int64]  # index into prompts of each row with a length, for tau-b
     lengths: NDArray[np.float64]
+    is_censored: NDArray[np.bool_]  # whether the answer was cut short at its length
     models: list[str | None]  # only answers of one model are compared
 
 
-def read_training_data(config: TrainConfig) -> tuple[list[str], BatchSource, Validation]:
+@dataclass(frozen=True, slots=True, eq=False)
+class TrainingData:
     """The training prompts, their batches, and the validation set."""
+
+    prompts: list[str]
+    batches: BatchSource
+    validation: Validation
+
+
+def read_training_data(config: TrainConfig) -> TrainingData:
+    """The data of the files that `config` names."""
     if config.train_file and config.val_file:
         pairs, val_pairs = read_pairs(config.train_file), read_pairs(config.val_file)
         beside = config.val_file.parent / "val_data.json"
@@ -39,18 +49,27 @@ def read_training_data(config: TrainConfig) -> tuple[list[str], BatchSource, Val
             batch_size=config.batch_size,
             seed=config.seed,
         )
-        return pairs.prompts, batches, _validation(val_rows, val_pairs)
+        return TrainingData(pairs.prompts, batches, _validation(val_rows, val_pairs))
     assert config.train_data is not None  # TrainConfig made sure
     assert config.val_data is not None
-    rows, val_rows = read_data(config.train_data), read_data(config.val_data)
+    return training_data(read_data(config.train_data), read_data(config.val_data), config)
+
+
+def training_data(rows: list[Row], val_rows: list[Row], config: TrainConfig) -> TrainingData:
+    """
+    The data of prompts with answer lengths; `config` names where they are from, for errors.
+
+    Raises:
+        DataError: there is no pair to learn from, or none to validate with.
+    """
     lengths = [row.answer_length for row in rows]
     if min(lengths) == max(lengths):
         raise DataError.at(
-            config.train_data, "all answers have one length, so there is no order to learn"
+            str(config.train_data), "all answers have one length, so there is no order to learn"
         )
     if max(lengths) - min(lengths) < config.threshold * max(lengths):
         raise DataError.at(
-            config.train_data,
+            str(config.train_data),
             f"no two answers differ by the share --threshold {config.threshold}: lower it",
         )
     batches = LengthBatches(
@@ -59,12 +78,10 @@ def read_training_data(config: TrainConfig) -> tuple[list[str], BatchSource, Val
         batch_size=config.batch_size,
         seed=config.seed,
         label_temperature=config.label_temperature,
+        is_censored=[row.is_censored for row in rows],
     )
-    return (
-        [row.prompt for row in rows],
-        batches,
-        _validation(val_rows, _draw_pairs(val_rows, config)),
-    )
+    validation = _validation(val_rows, _draw_pairs(val_rows, config))
+    return TrainingData([row.prompt for row in rows], batches, validation)
 
 
 def _draw_pairs(rows: list[Row], config: TrainConfig) -> PairFile:
@@ -72,8 +89,10 @@ def _draw_pairs(rows: list[Row], config: TrainConfig) -> PairFile:
     lengths = np.array([row.answer_length for row in rows])
     rng = np.random.default_rng(config.seed)
     a, b = rng.integers(len(rows), size=(2, VAL_PAIRS_PER_PROMPT * len(rows)))
+    is_censored = np.array([row.is_censored for row in rows])
     gap = np.abs(lengths[a] - lengths[b])
     passes = (gap > 0) & (gap >= config.threshold * np.maximum(lengths[a], lengths[b]))
+    passes &= ~is_censored[np.where(lengths[a] < lengths[b], a, b)]  # its end is not known
     if not passes.any():
         raise DataError.at(
             str(config.val_data), "no two answers differ in length, so nothing can be validated"
@@ -93,5 +112,6 @@ def _validation(rows: list[Row], pairs: PairFile) -> Validation:
         shorter=of_pairs[np.where(a_is_longer, pairs.index_b, pairs.index_a)],
         of_rows=np.array(of_rows, dtype=np.int64),
         lengths=np.array([row.answer_length for row in rows]),
+        is_censored=np.array([row.is_censored for row in rows], dtype=bool),
         models=[row.model for row in rows],
     )

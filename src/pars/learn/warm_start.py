@@ -1,0 +1,94 @@
+"""
+A lite ranker that starts from another one's weights and learns the words of new traffic.
+
+What it knew stays where it is: known words keep their ids and vectors, and so do the ids that
+unknown words share. A new word starts with the vector that it had as an unknown one, so that before
+the first step the new ranker scores as the old one does.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pars.errors import RankerError
+from pars.learn.lite_graph import read_lite_graph
+from pars.learn.models import LiteModel, LiteRanker
+from pars.learn.rows import first_line
+from pars.ranker import MODEL_FILE, TOKENIZER_FILE, Ranker, RankerInfo
+from pars.words import WordTokenizer
+
+MOST_WORDS = 48_000  # twice a new ranker's: 6 MB of vectors, however often a ranker learns
+LARGEST_DISAGREEMENT = 1e-3  # in score, between the folder and the weights read from it
+
+
+def warm_start(folder: Path, prompts: Sequence[str]) -> LiteModel:
+    """
+    The lite ranker in `folder` as a model to train, with the words of `prompts` added.
+
+    Raises:
+        RankerError: the folder holds no lite ranker, or one that another pars made.
+    """
+    if RankerInfo.read(folder).kind != "lite":
+        raise RankerError(f"{folder}: only a lite ranker can be learned on from its folder")
+    tokenizer = WordTokenizer.from_file(folder / TOKENIZER_FILE)
+    try:
+        network = read_lite_graph((folder / MODEL_FILE).read_bytes())
+    except Exception as error:  # onnx raises whatever protobuf raises
+        raise RankerError(
+            f"{folder / MODEL_FILE}: its weights cannot be read: {first_line(error)}"
+        ) from error
+    model = LiteModel(network, tokenizer)
+    _compare(model, folder, list(prompts[:20]))
+    return with_words_of(model, prompts)
+
+
+def with_words_of(model: LiteModel, prompts: Sequence[str]) -> LiteModel:
+    """The model with the words that stand in at least two places of `prompts`, too."""
+    known = model.tokenizer
+    found = WordTokenizer.learn(
+        prompts,
+        max_words=MOST_WORDS,
+        min_count=2,
+        num_hash_buckets=known.num_hash_buckets,
+        max_length=known.max_length,
+    )
+    old = set(known.vocabulary)
+    room = max(0, MOST_WORDS - len(old))
+    added = [word for word in found.vocabulary if word not in old][:room]
+    tokenizer = WordTokenizer(
+        [*known.vocabulary, *added],
+        num_hash_buckets=known.num_hash_buckets,
+        max_length=known.max_length,
+    )
+    sources = [*range(known.num_ids), *(known.encode(word)[0] for word in added)]
+    return LiteModel(_with_rows(model.network, sources), tokenizer)
+
+
+def _with_rows(network: LiteRanker, sources: Sequence[int]) -> LiteRanker:
+    """The same network over other ids: id i has what id sources[i] had."""
+    wider = LiteRanker(
+        len(sources),
+        width=network.embedding.weight.shape[1],
+        num_pair_buckets=network.num_pair_buckets,
+    )
+    state = network.state_dict()
+    for table in ("embedding.weight", "word_weight.weight"):
+        state[table] = state[table][torch.tensor(sources)]
+    wider.load_state_dict(state)
+    return wider
+
+
+def _compare(model: LiteModel, folder: Path, prompts: list[str]) -> None:
+    """Whether the weights are the folder's: they give its scores."""
+    model.network.eval()
+    with torch.no_grad():
+        inputs = model.collate(model.encode(prompts), torch.device("cpu"))
+        ours = model.network(**inputs).numpy()
+    disagreement = float(np.abs(ours - Ranker.load(folder).score(prompts)).max())
+    if not disagreement <= LARGEST_DISAGREEMENT:
+        raise RankerError(
+            f"{folder / MODEL_FILE}: its weights give other scores than it, by {disagreement:.1e}: "
+            "another pars made it"
+        )

@@ -418,7 +418,7 @@ def served(num_slots, token_s, requests):
 
 
 def test_answers_that_end_first_make_a_useful_ranker_look_less_so_but_never_harmful():
-    """Eight slots at twice their load: in each early window tau-b is lower, and far above 0."""
+    """Eight slots at twice their load: early windows read 0.40 to 0.45 for a true 0.51."""
     scores, lengths = noisy(3000, 1.0, seed=8)
     rng = random.Random(9)
     arrivals_s, at_s = [], 0.0
@@ -435,5 +435,7 @@ def test_answers_that_end_first_make_a_useful_ranker_look_less_so_but_never_harm
             early.append(drift.tau_b)
 
     assert drift.num_changes == 0
-    assert max(it.value for it in early) < kendall_tau_b(scores, lengths)
-    assert min(it.low for it in early) > 0.2
+    assert kendall_tau_b(scores, lengths) == pytest.approx(0.513, abs=0.02)
+    assert min(it.value for it in early) == pytest.approx(0.403, abs=0.02)
+    assert max(it.value for it in early) == pytest.approx(0.447, abs=0.02)
+    assert min(it.low for it in early) > 0.3

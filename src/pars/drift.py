@@ -96,7 +96,8 @@ class Drift:
 
         Args:
             expected_tokens: What the ranker in use predicted, before limits of the request; a raw
-                score does as well, since only the order counts.
+                score does as well, since only the order counts. What a ranker before it predicted
+                is no answer to whether this one is useful: leave it out.
             answer_tokens: What came, in tokens.
             is_censored: It was cut short (by a limit, by the client, by an error), and would have
                 become at least as long.

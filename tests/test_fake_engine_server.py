@@ -9,11 +9,11 @@ import httpx
 import openai
 import pytest
 
+from pars.metrics_page import MetricsPage
 from pars.prove.fake_engine import FakeEngine
 from pars.prove.fast_engine import FastEngine
 from pars.prove.step_time import EnginePreset
 from pars.prove.stepping import EngineLimits
-from pars.prove.watch import values_of
 
 from serving import eventually, serve_in_thread
 
@@ -34,7 +34,7 @@ def url() -> Iterator[str]:
 
 
 def metric(url: str, name: str) -> float:
-    return values_of(httpx.get(f"{url}/metrics").text)[name]
+    return MetricsPage.parse(httpx.get(f"{url}/metrics").text).total(name)
 
 
 def test_an_answer_has_exactly_max_tokens(url: str):

@@ -13,6 +13,7 @@ import click
 from pars import __version__
 from pars.cli_bench import BENCH_COMMANDS
 from pars.cli_collect import COLLECT_COMMANDS
+from pars.cli_doctor import DOCTOR_COMMANDS
 from pars.cli_learn import LEARN_COMMANDS
 from pars.cli_serve import SERVE_COMMANDS
 from pars.cli_simulate import SIMULATE_COMMANDS
@@ -25,7 +26,14 @@ def commands() -> None:
     """Rank LLM requests by predicted answer length, so that short ones stop waiting behind long."""
 
 
-LANES = (LEARN_COMMANDS, COLLECT_COMMANDS, SERVE_COMMANDS, BENCH_COMMANDS, SIMULATE_COMMANDS)
+LANES = (
+    LEARN_COMMANDS,
+    COLLECT_COMMANDS,
+    SERVE_COMMANDS,
+    DOCTOR_COMMANDS,
+    BENCH_COMMANDS,
+    SIMULATE_COMMANDS,
+)
 for command in chain(*LANES):
     commands.add_command(command)
 

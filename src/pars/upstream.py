@@ -100,7 +100,9 @@ class Upstream:
         lines.append(b"\r\n")
         return b"".join(lines)
 
-    async def get(self, target: bytes, *, timeout_s: float = 5.0) -> tuple[int, bytes]:
+    async def get(
+        self, target: bytes, *, timeout_s: float = 5.0, headers: Headers | None = None
+    ) -> tuple[int, bytes]:
         """
         Status and body (at most a megabyte) of a GET of our own.
 
@@ -109,7 +111,8 @@ class Upstream:
         """
         exchange = await self.exchange(b"GET", fresh=True)
         try:
-            exchange.write(self.request_head(b"GET", target, [(b"accept", b"application/json")]))
+            asked = [(b"accept", b"application/json"), *(headers or [])]
+            exchange.write(self.request_head(b"GET", target, asked))
             exchange.is_request_sent = True
             async with asyncio.timeout(timeout_s):
                 status, _ = await exchange.head()

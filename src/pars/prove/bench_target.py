@@ -18,9 +18,10 @@ from pars.engines import ENGINES, PRIORITY_HEADER, Engine
 from pars.errors import ParsError
 from pars.exchange import UpstreamError
 from pars.gateway import engine_of
+from pars.metrics_page import MetricsPage
 from pars.prove.bench_plan import GATEWAY, BenchOptions, Turn
 from pars.prove.live import Client, Headers
-from pars.prove.watch import metrics_of, values_of
+from pars.prove.watch import metrics_of
 from pars.prove.workload import Workload, WorkloadRequest
 from pars.trust import SECRET_HEADER
 
@@ -53,9 +54,8 @@ async def prepared(options: BenchOptions, workload: Workload) -> Target:
     else:
         engine, told = ENGINES[options.engine], f"the engine is {options.engine}, as told"
     page = await metrics_of(client)
-    ranks = "pars_decisions_total" in values_of(page) or bool(
-        values_of(await metrics_of(client, "/pars/metrics"))
-    )
+    ours = page + "\n" + await metrics_of(client, "/pars/metrics")
+    ranks = bool(MetricsPage.parse(ours).values("pars_decisions_total"))
     caching = 'enable_prefix_caching="True"' in page
     target = Target(client, model, engine, told, caching, ranks)
     _check_priorities(options, target)

@@ -9,33 +9,18 @@ that has no such page, or loses it, is not looked at.
 """
 
 import asyncio
-import re
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Self
 
 from pars.exchange import UpstreamError
+from pars.metrics_page import PREEMPTIONS, RUNNING, WAITING, MetricsPage
 from pars.prove.live import Client
 from pars.prove.times import QueueSample
 
 EVERY_S = 0.25
 PATIENCE_S = 30.0  # a busy server answers late, and is still worth looking at
-NAMES = {
-    "running": ("vllm:num_requests_running", "sglang:num_running_reqs"),
-    "waiting": ("vllm:num_requests_waiting", "sglang:num_queue_reqs"),
-    "preemptions": ("vllm:num_preemptions_total", "sglang:num_retractions_total"),
-}
-_SAMPLE = re.compile(r"^((?:vllm:|sglang:|pars_)\w+)(?:\{.*\})? (\S+)$", re.MULTILINE)
-
-
-def values_of(page: str) -> dict[str, float]:
-    """The engine's and our samples on a page of Prometheus metrics, summed over labels, by name."""
-    values: dict[str, float] = {}
-    for name, value in _SAMPLE.findall(page):
-        with suppress(ValueError):
-            values[name] = values.get(name, 0.0) + float(value)
-    return values
 
 
 async def metrics_of(client: Client, path: str = "/metrics") -> str:
@@ -64,15 +49,11 @@ class EngineWatch:
 
     async def look(self) -> bool:
         """Take a sample; False if the engine does not tell."""
-        values = values_of(await metrics_of(self._client))
-        found = {
-            what: next((values[name] for name in names if name in values), None)
-            for what, names in NAMES.items()
-        }
-        running, waiting = found["running"], found["waiting"]
+        page = MetricsPage.parse(await metrics_of(self._client))
+        running, waiting = page.total(*RUNNING), page.total(*WAITING)
         if running is None or waiting is None:
             return False
-        preemptions = found["preemptions"] or 0.0
+        preemptions = page.total(*PREEMPTIONS) or 0.0
         self._first = preemptions if self._first is None else self._first
         since_first = int(preemptions - self._first)
         self.samples.append(QueueSample(self._clock(), int(running), int(waiting), since_first))

@@ -1,0 +1,537 @@
+"""The doctor: what it says of servers that are healthy, misconfigured, foreign, slow or gone."""
+
+import asyncio
+import json
+import random
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from click.testing import CliRunner
+
+from gateways import gateway_to
+from pars.cli import commands
+from pars.doctor import DoctorOptions, diagnose
+from pars.doctor_outcomes import longest_overtake_s, ranker_finding, waits_finding
+from pars.errors import ParsError
+from pars.findings import OK, PROBLEM, UNKNOWN, Finding, Report
+from pars.metrics_page import MetricsPage
+from pars.outcomes import Outcome
+from pars.prove.fake_engine import FakeEngine as SteppingEngine
+from pars.prove.step_time import EnginePreset
+
+from fake_engine import FakeEngine
+from serving import DEADLINE_S, eventually, serve_in_thread
+
+Page = str | tuple[int, str] | list[str] | Callable[[], str]
+VERSION = '{"version": "0.32.0"}'
+HTML = "<!doctype html><title>Welcome</title>"
+
+
+class Pages:
+    """A server of fixed pages: text, (status, text), texts in turn, or what a call returns."""
+
+    def __init__(self, pages: dict[str, Page], everything_else: Page = (404, "{}")) -> None:
+        self._pages = pages
+        self._everything_else = everything_else
+        self.asked: list[tuple[str, dict[bytes, bytes]]] = []
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            for stage in ("startup", "shutdown"):
+                await receive()
+                await send({"type": f"lifespan.{stage}.complete"})
+            return
+        self.asked.append((scope["path"], dict(scope["headers"])))
+        page = self._pages.get(scope["path"], self._everything_else)
+        if isinstance(page, list):
+            page = page.pop(0) if len(page) > 1 else page[0]
+        if callable(page):
+            page = await asyncio.to_thread(page)
+        status, text = page if isinstance(page, tuple) else (200, page)
+        headers = [(b"content-length", b"%d" % len(text.encode()))]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": text.encode()})
+
+
+def vllm_page(
+    *,
+    running: int = 8,
+    waiting: int = 3,
+    preempted: int = 0,
+    waited: tuple[float, int] = (0.0, 0),
+    policy: int | None = None,
+    decisions: dict[str, int] | None = None,
+) -> str:
+    """vLLM's metrics, with pars' among them where there are `decisions`."""
+    at = '{engine="0",model_name="m"}'
+    seconds, count = waited
+    lines = [
+        "# HELP vllm:num_requests_running Number of requests in model execution batches.",
+        f"vllm:num_requests_running{at} {running}.0",
+        f"vllm:num_requests_waiting{at} {waiting}.0",
+        f"vllm:num_preemptions_total{at} {preempted}.0",
+        f"vllm:request_queue_time_seconds_sum{at} {seconds}",
+        f"vllm:request_queue_time_seconds_count{at} {count}.0",
+    ]
+    if policy is not None:
+        lines.append(f"pars_engine_schedules_by_priority {policy}.0")
+    for outcome, number in (decisions or {}).items():
+        lines.append(f'pars_decisions_total{{outcome="{outcome}"}} {number}.0')
+    return "\n".join(lines) + "\n"
+
+
+@contextmanager
+def served(pages: dict[str, Page], everything_else: Page = (404, "{}")) -> Iterator[str]:
+    with serve_in_thread(Pages(pages, everything_else)) as url:
+        yield url
+
+
+def vllm(*metrics: str) -> dict[str, Page]:
+    return {"/version": VERSION, "/health": "", "/metrics": list(metrics)}
+
+
+def seen_at(url: str, **options: Any) -> dict[str, Finding]:
+    """Findings by name, of one or two looks."""
+    report = diagnose(DoctorOptions(endpoint=url, **{"watch_s": 0.01, **options}))
+    return {finding.name: finding for finding in report.findings}
+
+
+def verdicts(findings: dict[str, Finding]) -> dict[str, str]:
+    return {name: finding.verdict for name, finding in findings.items()}
+
+
+def outcomes_of(count: int, score_of: Callable[[int], float], **fields: Any) -> list[Outcome]:
+    """Streamed answers of different lengths, one a second, none of which waited."""
+    lengths = random.Random(0).sample(range(1, 10 * count), count)
+    return [
+        Outcome(
+            **{
+                "arrival_s": float(number),
+                "path": "/v1/completions",
+                "decision": "scored",
+                "ranker": "r",
+                "model": "m",
+                "score": score_of(length),
+                "expected_tokens": float(length),
+                "answer_tokens": length,
+                "finish_reason": "stop",
+                "status": 200,
+                "wait_s": 0.0,
+                "total_s": length * 0.02,
+                **fields,
+            }
+        )
+        for number, length in enumerate(lengths)
+    ]
+
+
+def written(folder: Path, outcomes: list[Outcome]) -> Path:
+    folder.mkdir()
+    lines = b"".join(outcome.to_line() for outcome in outcomes)
+    (folder / "outcomes-20261124T150405Z-1-000001.jsonl").write_bytes(lines)
+    return folder
+
+
+def test_a_healthy_server_is_all_ok(tmp_path):
+    """Priority scheduling, pars in it, a queue, and a ranker that orders: exit code 0."""
+    page = vllm_page(policy=1, decisions={"scored": 990, "over_budget": 2})
+    folder = written(tmp_path / "outcomes", outcomes_of(200, float))
+    with served(vllm(page)) as url:
+        options = DoctorOptions(endpoint=url, watch_s=0.01, outcomes=folder)
+        report = diagnose(options)
+
+    assert {it.verdict for it in report.findings} == {OK}, report.render()
+    assert report.exit_code == 0
+    assert report.summary.startswith("pars helps: requests wait")
+
+
+def test_a_vllm_that_ignores_priorities_is_told_what_to_do():
+    """First come first served is a problem, names the option, and is what the summary says."""
+    with served(vllm(vllm_page(policy=0, decisions={"scored": 5}))) as url:
+        report = diagnose(DoctorOptions(endpoint=url, watch_s=0))
+
+    found = {it.name: it for it in report.findings}["scheduling"]
+    assert found.verdict == PROBLEM
+    assert "--scheduling-policy priority" in found.change
+    assert report.exit_code == 1
+    assert "first come, first served" in report.summary
+
+
+def test_what_is_not_known_is_no_problem_and_says_how_to_find_out():
+    """An unknown policy, and a ranker without outcomes, leave the exit code at 0."""
+    with served(vllm(vllm_page(policy=-1, decisions={"scored": 5}))) as url:
+        report = diagnose(DoctorOptions(endpoint=url + "/v1/", watch_s=0))
+
+    found = {it.name: it for it in report.findings}
+    assert found["scheduling"].verdict == found["ranker"].verdict == UNKNOWN
+    assert "--probe" in found["scheduling"].change
+    assert "--outcomes" in found["ranker"].change
+    assert report.exit_code == 0
+
+
+def test_a_server_without_pars_is_told_how_to_get_it():
+    """Its queue is seen all the same."""
+    with served(vllm(vllm_page())) as url:
+        found = seen_at(url)
+
+    assert found["decisions"].verdict == PROBLEM
+    assert "pars.middleware.PriorityMiddleware" in found["decisions"].change
+    assert found["queue"].numbers["has_queue"] is True
+
+
+def test_no_queue_means_nothing_to_gain():
+    """That is no fault, and the summary says it."""
+    with served(vllm(vllm_page(waiting=0, policy=1, decisions={"scored": 5}))) as url:
+        report = diagnose(DoctorOptions(endpoint=url, watch_s=0))
+
+    assert report.summary.startswith("Nothing to gain")
+    assert report.exit_code == 0
+
+
+def test_requests_without_a_score_are_a_problem_with_a_remedy():
+    """Of the hundred requests that came while it looked, ten were over budget."""
+    before = vllm_page(policy=1, decisions={"scored": 1000, "over_budget": 0})
+    after = vllm_page(policy=1, decisions={"scored": 1090, "over_budget": 10})
+    with served(vllm(before, after)) as url:
+        found = seen_at(url)["decisions"]
+
+    assert found.verdict == PROBLEM
+    assert found.told.startswith("90 of 100 requests scored just now, 10 over_budget")
+    assert "PARS_BUDGET_MS" in found.change
+
+
+def test_waits_and_preemptions_are_those_of_the_time_watched():
+    """Three more requests waited six more seconds: two each; five were preempted."""
+    before = vllm_page(waited=(100.0, 10), preempted=7)
+    after = vllm_page(waited=(106.0, 13), preempted=12, waiting=20)
+    with served(vllm(before, after)) as url:
+        found = seen_at(url)
+
+    assert "2.00 s in the queue in the mean just now" in found["queue"].told
+    assert found["queue"].told.startswith("up to 20 wait, in 2 of 2 looks")
+    assert found["preemptions"].verdict == PROBLEM
+    assert found["preemptions"].numbers == {"watched": 5, "since_start": 12}
+
+
+def test_each_data_parallel_rank_has_a_queue_of_its_own():
+    """Two ranks are said."""
+    page = vllm_page() + 'vllm:num_requests_waiting{engine="1",model_name="m"} 0.0\n'
+    with served(vllm(page)) as url:
+        found = seen_at(url)
+
+    assert found["ranks"].numbers == {"ranks": 2}
+
+
+@pytest.mark.parametrize(("has_priority", "verdict"), [(True, OK), (False, PROBLEM)])
+def test_sglang_is_known_by_its_own_pages(has_priority, verdict):
+    """Whether it takes priorities, which way round, and its queue by its own names."""
+    info = {
+        "enable_priority_scheduling": has_priority,
+        "schedule_low_priority_values_first": True,
+    }
+    metrics = "sglang:num_running_reqs 4.0\nsglang:num_queue_reqs 2.0\n"
+    pages: dict[str, Page] = {"/server_info": json.dumps(info), "/metrics": metrics}
+    with served(pages) as url:
+        found = seen_at(url)
+
+    assert found["priority"].verdict == verdict
+    assert "SGLang" in found["priority"].told
+    assert found["queue"].numbers["most_waiting"] == 2
+
+
+@pytest.mark.parametrize("page", [HTML, (404, HTML), (500, "worker died"), (200, "")])
+def test_a_foreign_server_gets_one_clear_line_a_question(page):
+    """HTML, 404 and 500 everywhere: no priorities, no metrics, no pars, and nothing raised."""
+    with served({}, everything_else=page) as url:
+        found = seen_at(url)
+
+    assert verdicts(found) == {
+        "endpoint": OK,
+        "priority": PROBLEM,
+        "scheduling": UNKNOWN,
+        "decisions": PROBLEM,
+        "queue": UNKNOWN,
+        "ranker": UNKNOWN,
+        "waits": UNKNOWN,
+    }
+    assert "neither vLLM nor SGLang" in found["priority"].told
+    assert "/metrics" in found["queue"].told
+
+
+def test_metrics_that_do_not_come_are_said():
+    """The page hangs: that line is unknown, after the patience for one page and not for ever."""
+    is_over = threading.Event()
+
+    def hangs() -> str:
+        is_over.wait(DEADLINE_S)
+        return ""
+
+    with served({"/version": VERSION, "/metrics": hangs}) as url:
+        found = seen_at(url, patience_s=2.0)
+        is_over.set()
+
+    assert found["queue"].verdict == UNKNOWN
+    assert "did not answer within 2 seconds" in found["queue"].told
+
+
+def test_metrics_behind_a_key_are_said_and_had_with_it(monkeypatch):
+    """401 names the variable; with a key in it every page is asked for with the key."""
+    pages = Pages({"/version": VERSION, "/metrics": (401, "{}")})
+    monkeypatch.setenv("PARS_API_KEYS", "k1,k2")
+    with serve_in_thread(pages) as url:
+        found = seen_at(url)
+
+    assert "PARS_API_KEYS" in found["queue"].told
+    assert dict(pages.asked)["/metrics"][b"authorization"] == b"Bearer k1"
+
+
+def test_a_server_that_is_not_there_is_the_only_finding():
+    """And a problem: exit code 1."""
+    report = diagnose(DoctorOptions(endpoint="http://127.0.0.1:1"))
+
+    assert [(it.name, it.verdict) for it in report.findings] == [("endpoint", PROBLEM)]
+    assert report.exit_code == 1
+
+
+@pytest.mark.parametrize("obeys", [True, False])
+def test_the_probe_settles_what_no_page_tells(obeys):
+    """It is asked for by name, and finds out by filling the server."""
+    engine = FakeEngine(num_slots=1, token_s=0.01, obeys_priority=obeys)
+    with engine.served() as url:
+        found = seen_at(url, probe=True, patience_s=1.0)["scheduling"]
+
+    assert found.verdict == (OK if obeys else PROBLEM)
+    assert found.numbers == {"probed": obeys}
+
+
+def test_without_the_probe_nothing_is_generated():
+    """Only pages are read."""
+    engine = FakeEngine()
+    with engine.served() as url:
+        seen_at(url)
+
+    assert {asked.method for asked in engine.asked} == {"GET"}
+    assert engine.admitted == []
+
+
+def test_a_gateway_and_the_queue_behind_it_are_seen_together(tmp_path):
+    """Of four answers of minutes three wait in the engine, and the gateway scored all four."""
+    engine = SteppingEngine.of_preset(EnginePreset.named("h100-8b"), max_num_seqs=1)
+    body = {"prompt": "word", "max_tokens": 50_000, "stream": True}
+    with (
+        serve_in_thread(engine) as engine_url,
+        gateway_to(engine_url, tmp_path) as (url, _),
+        httpx.Client(timeout=DEADLINE_S) as client,
+    ):
+        threads = [
+            threading.Thread(target=_ask_until_closed, args=(f"{url}/v1/completions", body, client))
+            for _ in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        page = f"{engine_url}/metrics"
+        eventually(lambda: MetricsPage.parse(httpx.get(page).text).total(WAITING) == 3)
+        found = seen_at(url)
+        STOP.set()
+        for thread in threads:
+            thread.join(DEADLINE_S)
+
+    assert found["decisions"].told.startswith("4 of 4 requests scored")
+    assert found["queue"].numbers["most_waiting"] == 3
+    assert found["queue"].numbers["mean_running"] == 1
+
+
+WAITING = "vllm:num_requests_waiting"
+STOP = threading.Event()
+
+
+def _ask_until_closed(url: str, body: dict[str, Any], client: httpx.Client) -> None:
+    with client.stream("POST", url, json=body) as answer:
+        for _ in answer.iter_lines():
+            if STOP.is_set():
+                return
+
+
+def test_a_ranker_is_judged_by_its_latest_answers():
+    """One that orders is ok; one that guesses or turns the order round is a problem."""
+    guess = random.Random(1)
+
+    good = ranker_finding(outcomes_of(200, float))
+    chance = ranker_finding(outcomes_of(200, lambda _: guess.random()))
+    bad = ranker_finding(outcomes_of(200, lambda length: -length))
+
+    assert good.verdict == OK
+    assert good.numbers["tau_b"]["value"] == 1
+    assert chance.verdict == bad.verdict == PROBLEM
+    assert "train one" in chance.change
+
+
+def test_only_the_ranker_that_serves_now_is_judged():
+    """Scores of two rankers cannot be compared: the old one's answers do not count."""
+    old = outcomes_of(300, lambda length: -length, ranker="old")
+
+    found = ranker_finding([*old, *outcomes_of(150, float, ranker="new")])
+
+    assert (found.verdict, found.numbers["answers"]) == (OK, 150)
+
+
+def test_too_few_answers_or_equal_ones_are_no_verdict():
+    """99 are too few; with one score for all there is no order to judge."""
+    assert ranker_finding(outcomes_of(99, float)).verdict == UNKNOWN
+    assert ranker_finding([]).verdict == UNKNOWN
+    assert ranker_finding(outcomes_of(200, lambda _: 1.0)).verdict == UNKNOWN
+    assert waits_finding([], 30.0).verdict == UNKNOWN
+
+
+def queued(arrival_s: float, wait_s: float, *, tokens: int = 10, model: str = "m") -> Outcome:
+    """A streamed answer that began so long after it came, and took a second more."""
+    return Outcome(
+        arrival_s=arrival_s,
+        path="/v1/completions",
+        decision="scored",
+        model=model,
+        expected_tokens=float(tokens),
+        answer_tokens=tokens,
+        wait_s=wait_s,
+        total_s=wait_s + 1,
+    )
+
+
+def test_the_longest_overtake_is_of_the_latest_that_began_before():
+    """The first begins at 50; those of 10 and 40 began before it, that of 60 did not."""
+    one_queue = [queued(0, 50), queued(10, 5), queued(40, 1), queued(60, 0)]
+
+    assert longest_overtake_s(one_queue) == 40
+    assert longest_overtake_s([queued(0, 50), queued(40, 1, model="other")]) == 0
+    assert longest_overtake_s([]) == 0
+
+
+def test_starving_is_being_overtaken_beyond_the_bound():
+    """A long answer that let pass what came 90 s later starves at T = 30, and not at T = 100."""
+    steady = [queued(float(second), 0.5) for second in range(200)]
+    starved = sorted([*steady, queued(50, 90, tokens=900)], key=lambda it: it.arrival_s)
+
+    assert waits_finding(steady, 30.0).verdict == OK
+    found = waits_finding(starved, 30.0)
+    assert found.verdict == PROBLEM
+    assert found.numbers["overtaken_s"] == 89
+    assert found.numbers["longest_s"]["long"] == 90
+    assert waits_finding(starved, 100.0).verdict == OK
+
+
+def test_an_overloaded_server_starves_nobody_in_particular():
+    """When waits grow for everybody alike, nobody is overtaken: that is no fault of the order."""
+    overloaded = [queued(float(second), float(second)) for second in range(200)]
+
+    found = waits_finding(overloaded, 30.0)
+
+    assert (found.verdict, found.numbers["overtaken_s"]) == (OK, 0)
+
+
+def test_an_answer_that_came_whole_tells_no_wait():
+    """Without a stream its first byte is its last, and that is not when it began."""
+    whole = [
+        Outcome(
+            arrival_s=float(number),
+            path="/v1/completions",
+            decision="scored",
+            expected_tokens=900.0,
+            answer_tokens=900,
+            wait_s=20.0,
+            total_s=20.001,
+        )
+        for number in range(200)
+    ]
+
+    assert waits_finding(whole, 30.0).numbers["answers"] == 0
+
+
+def test_a_histogram_tells_the_longest_wait_without_outcomes():
+    """Nobody waited more than 30 s, the bound: nobody can starve."""
+    buckets = [("1.0", 5), ("5.0", 8), ("30.0", 9), ("+Inf", 9)]
+    name = "vllm:request_queue_time_seconds_bucket"
+    page = "".join(f'{name}{{le="{bound}"}} {count}\n' for bound, count in buckets)
+    with served(vllm(vllm_page() + page)) as url:
+        found = seen_at(url)["waits"]
+        stricter = seen_at(url, max_overtake_s=10.0)["waits"]
+
+    assert (found.verdict, found.numbers) == (OK, {"low_s": 5, "high_s": 30})
+    assert stricter.verdict == UNKNOWN
+
+
+def test_outcomes_are_read_and_their_state_is_said(tmp_path):
+    """Damaged lines are counted; an empty folder is a problem, none at all is bad input."""
+    folder = written(tmp_path / "outcomes", outcomes_of(5, float))
+    with next(folder.iterdir()).open("a") as file:
+        file.write('{"arrival_s": 1')
+    (tmp_path / "empty").mkdir()
+    with served(vllm(vllm_page())) as url:
+        some = seen_at(url, outcomes=folder)
+        none = seen_at(url, outcomes=tmp_path / "empty")
+        with pytest.raises(ParsError, match="no such folder"):
+            seen_at(url, outcomes=tmp_path / "missing")
+
+    assert some["outcomes"].numbers["requests"] == 5
+    assert some["outcomes"].numbers["damaged"] == 1
+    assert none["outcomes"].verdict == PROBLEM
+
+
+def test_the_command_prints_a_screen_or_json(tmp_path):
+    """Both say the same, and the exit code is the report's."""
+    with served(vllm(vllm_page())) as url:
+        asked = ["doctor", "--endpoint", url, "--watch-s", "0"]
+        screen = CliRunner().invoke(commands, asked)
+        as_json = CliRunner().invoke(commands, [*asked, "--json"])
+
+    report = json.loads(as_json.stdout)
+    assert screen.exit_code == as_json.exit_code == report["exit_code"] == 1
+    assert report["summary"].split()[:3] == ["pars", "cannot", "help"]
+    assert all(finding["name"] in screen.stdout for finding in report["findings"])
+    assert max(map(len, screen.stdout.splitlines())) <= 100
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"endpoint": "localhost:8000"},
+        {"endpoint": "http://h", "watch_s": -1.0},
+        {"endpoint": "http://h", "watch_s": float("nan")},
+        {"endpoint": "http://h", "max_overtake_s": -1.0},
+        {"endpoint": "http://h", "engine": "tgi"},
+    ],
+)
+def test_bad_input_is_one_line(options):
+    """A ParsError, which the command line ends with 2."""
+    with pytest.raises(ParsError):
+        diagnose(DoctorOptions(**options))
+
+
+def test_a_page_of_metrics_is_read_by_name_and_label():
+    """Sums over labels, means and bounds of histograms, and what was counted in between."""
+    text = (
+        'a_total{x="1",y="say \\"hi\\", {}"} 2\na_total{x="2"} 3 1700000000\nb NaN\nb_sum 6\n'
+        'b_count 3\nb_bucket{le="1"} 0\nb_bucket{le="2"} 3\nb_bucket{le="+Inf"} 3\nnonsense\n'
+    )
+    page = MetricsPage.parse(text)
+    later = MetricsPage.parse('a_total{x="2"} 10\na_total{x="3"} 1\nb_sum 2\n')
+
+    assert page.total("none", "a_total") == 5
+    assert page.total("none") is None
+    assert page.by("a_total", "x") == {"1": 2, "2": 3}
+    assert page.mean("b") == 2
+    assert page.most("b") == (1, 2)
+    assert later.since(page).by("a_total", "x") == {"2": 7, "3": 1}
+    assert later.since(page).total("b_sum") == 2, "a counter that began anew"
+
+
+def test_the_summary_names_what_is_not_known():
+    """When nothing is wrong and not all is known, that is what is said."""
+    queue = Finding("queue", OK, "up to 3 wait", "", {"has_queue": True})
+    report = Report("http://h", 1.0, [queue, Finding("ranker", UNKNOWN, "no outcomes")])
+
+    assert report.summary.endswith("not known: ranker.")

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Run the vLLM and the tiny model of `make engine`; what follows are options of `vllm serve`, and a
-# later one overrides an earlier one.
+# Run the vLLM and the tiny model of `make engine`, or the model in the folder MODEL; what follows are
+# options of `vllm serve`, and a later one overrides an earlier one.
 #
 #   bash engine/serve.sh --port 8000 --scheduling-policy priority --max-num-seqs 16
 #   TINY_LLAMA=FOLDER bash engine/serve.sh ...       one of another size, by engine/tiny_llama.py
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export VLLM_TARGET_DEVICE=cpu
-export VLLM_CPU_KVCACHE_SPACE=1              # GiB: half a million tokens of this model
+export VLLM_CPU_KVCACHE_SPACE=1              # GiB: half a million tokens of the tiny model
 export VLLM_CPU_OMP_THREADS_BIND=nobind      # by default every server sits on the same core
 export OMP_NUM_THREADS=1
 export VLLM_CACHE_ROOT=$PWD/.engine/cache

@@ -35,7 +35,7 @@ model() {
 serving() {
     local dtype=float32
     ! grep -q avx512_bf16 /proc/cpuinfo || dtype=bfloat16
-    MODEL=$work/model setpriv --pdeathsig TERM bash engine/serve.sh --port "$port" \
+    TINY_LLAMA=$work/model setpriv --pdeathsig TERM bash engine/serve.sh --port "$port" \
         --served-model-name $name --dtype $dtype --max-model-len 2048 --max-num-seqs "$1" \
         --scheduling-policy priority >"$work/vllm.log" 2>&1 &
     server=$!

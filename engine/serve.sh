@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Run the vLLM and the tiny model of `make engine`, or the model in the folder MODEL; what follows are
-# options of `vllm serve`, and a later one overrides an earlier one.
+# Run the vLLM and the tiny model of `make engine`; what follows are options of `vllm serve`, and a
+# later one overrides an earlier one.
 #
 #   bash engine/serve.sh --port 8000 --scheduling-policy priority --max-num-seqs 16
-#   TINY_LLAMA=FOLDER bash engine/serve.sh ...       one of another size, by engine/tiny_llama.py
+#   TINY_LLAMA=FOLDER bash engine/serve.sh ...       another model: engine/tiny_llama.py makes them
+#                                                    in other sizes, engine/smollm2.py a real one
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export VLLM_TARGET_DEVICE=cpu

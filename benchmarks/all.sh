@@ -16,6 +16,7 @@ declare -A commands=(
     [train]="benchmarks/train.py --model-name $minilm"
     [serve]="benchmarks/serve.py --checkpoint $trained/best_model.pt --minilm-ranker $trained/ranker"
     [tau]="benchmarks/tau.py --minilm $minilm"
+    [noise]="benchmarks/noise.py"
     [live]="benchmarks/live.py"
     [simulator]="benchmarks/simulator.py"
     [overtake_curve]="benchmarks/overtake_curve.py"
@@ -24,7 +25,7 @@ declare -A commands=(
     [vllm_starvation]="benchmarks/vllm_starvation.py"
 )
 
-for name in ${*:-prepare train tau serve overtake_curve gateway_cost vllm_latency vllm_starvation live simulator}; do
+for name in ${*:-prepare train tau noise serve overtake_curve gateway_cost vllm_latency vllm_starvation live simulator}; do
     echo "== $name: python ${commands[$name]}"
     # shellcheck disable=SC2086 - the command is words
     python ${commands[$name]} >"$results/.$name.txt"

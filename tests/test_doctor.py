@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from gateways import gateway_to
 from pars.cli import commands
 from pars.doctor import DoctorOptions, diagnose
+from pars.doctor_engine import REMEDIES
 from pars.doctor_outcomes import longest_overtake_s, ranker_finding, waits_finding
 from pars.errors import ParsError
 from pars.findings import OK, PROBLEM, UNKNOWN, Finding, Report
@@ -23,6 +24,7 @@ from pars.metrics_page import MetricsPage
 from pars.outcomes import Outcome
 from pars.prove.fake_engine import FakeEngine as SteppingEngine
 from pars.prove.step_time import EnginePreset
+from pars.serve_metrics import FAILED_OPEN
 
 from fake_engine import FakeEngine
 from serving import DEADLINE_S, eventually, serve_in_thread
@@ -203,6 +205,24 @@ def test_requests_without_a_score_are_a_problem_with_a_remedy():
     assert found.verdict == PROBLEM
     assert found.told.startswith("90 of 100 requests scored just now, 10 over_budget")
     assert "PARS_BUDGET_MS" in found.change
+
+
+def test_every_way_to_go_without_a_score_has_a_remedy():
+    """So that no line of decisions ends without what to change."""
+    assert set(FAILED_OPEN) <= set(REMEDIES)
+
+
+@pytest.mark.parametrize(("low", "verdict"), [("0.35", OK), ("-0.05", PROBLEM), ("NaN", UNKNOWN)])
+def test_a_server_that_judges_its_ranker_is_believed(low, verdict):
+    """Without outcomes at hand its own tau-b counts, by the interval's lower end."""
+    value = "NaN" if low == "NaN" else "0.4"
+    judged = (
+        f"pars_ranker_tau_b {value}\npars_ranker_tau_b_low {low}\npars_ranker_tau_b_high 0.45\n"
+    )
+    with served(vllm(vllm_page() + judged)) as url:
+        found = seen_at(url)["ranker"]
+
+    assert found.verdict == verdict
 
 
 def test_waits_and_preemptions_are_those_of_the_time_watched():

@@ -9,18 +9,17 @@ With `probe` the server is filled for some seconds, which wants it idle.
 """
 
 import asyncio
-import math
 import os
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pars.doctor_engine import Seen, engine_findings, longest_wait
+from pars.doctor_engine import Seen, engine_findings, longest_wait, served_ranker
 from pars.doctor_outcomes import ranker_finding, waits_finding
 from pars.engines import ENGINES, Engine
 from pars.errors import ParsError
 from pars.exchange import UpstreamError
-from pars.findings import OK, PROBLEM, UNKNOWN, Finding, Report
+from pars.findings import OK, PROBLEM, Finding, Report
 from pars.gateway import METRICS_PATH, engine_of
 from pars.metrics_page import MetricsPage
 from pars.outcomes import read_outcomes
@@ -29,7 +28,6 @@ from pars.upstream import Upstream
 
 EVERY_S = 0.5
 PATIENCE_S = 5.0  # for one page
-TAU_B = "pars_ranker_tau_b"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +76,7 @@ def diagnose(options: DoctorOptions) -> Report:
     seen = asyncio.run(_look(upstream, options))
     findings = engine_findings(seen)
     if not told_by_outcomes and seen.failure is None:
-        told_by_outcomes = [_ranker(seen.ours[1]), longest_wait(seen, options.max_overtake_s)]
+        told_by_outcomes = [served_ranker(seen.ours[1]), longest_wait(seen, options.max_overtake_s)]
     return Report(upstream.url, options.watch_s, findings + told_by_outcomes)
 
 
@@ -153,20 +151,6 @@ async def _probed(upstream: Upstream, engine: Engine, options: DoctorOptions) ->
         return await Probe(upstream, engine, patience_s=patience_s).obeys_priority()
     except (ProbeError, UpstreamError) as error:
         return str(error)
-
-
-def _ranker(page: MetricsPage) -> Finding:
-    """What the server itself tells of its ranker, where no outcomes are at hand."""
-    values = page.values(TAU_B)
-    if not values or math.isnan(values[0]):
-        told = "not known whether its order is better than none: no outcomes were given"
-        change = "PARS_OUTCOMES=DIR where pars runs records them; then --outcomes DIR here"
-        return Finding("ranker", UNKNOWN, told, change)
-    told = f"tau-b {values[0]:.3f} on its latest answers ({TAU_B})"
-    if values[0] > 0:
-        return Finding("ranker", OK, told, "", {TAU_B: values[0]})
-    change = "train one on this traffic (docs/learning.md)"
-    return Finding("ranker", PROBLEM, told, change, {TAU_B: values[0]})
 
 
 def _outcome_findings(options: DoctorOptions) -> list[Finding]:

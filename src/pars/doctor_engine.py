@@ -11,6 +11,7 @@ from typing import Any
 
 from pars.engines import Engine
 from pars.findings import OK, PROBLEM, UNKNOWN, Finding
+from pars.metrics import Estimate
 from pars.metrics_page import PREEMPTIONS, QUEUE_TIME, RUNNING, WAITING, MetricsPage
 from pars.serve_metrics import FAILED_OPEN
 
@@ -19,7 +20,10 @@ MOST_UNSCORED = 0.01  # of requests; beyond it something is to mend
 START_VLLM = (
     "start vLLM with --scheduling-policy priority, or SGLang with --enable-priority-scheduling"
 )
+TAU_B = "pars_ranker_tau_b"
 REMEDIES = {
+    "drifted": "the ranker's order is no better than chance, so none is made: train one on this"
+    " traffic (docs/learning.md)",
     "over_budget": "the ranker is late: a smaller ranker, a free core, or a larger PARS_BUDGET_MS",
     "queue_full": "more prompts come than the ranker scores: a smaller ranker, or a larger"
     " PARS_MAX_QUEUED_PROMPTS",
@@ -209,6 +213,23 @@ def _preemptions(seen: Seen) -> list[Finding]:
         " or more memory for the cache"
     )
     return [Finding("preemptions", PROBLEM, told, change, numbers)]
+
+
+def served_ranker(page: MetricsPage) -> Finding:
+    """What the server itself tells of its ranker, where no outcomes are at hand."""
+    names = (TAU_B, f"{TAU_B}_low", f"{TAU_B}_high")
+    value, low, high = (next(iter(page.values(name)), math.nan) for name in names)
+    if math.isnan(value):
+        told = "not known whether its order is better than none: the server has not judged it"
+        change = "PARS_OUTCOMES=DIR where pars runs records answers; then --outcomes DIR here"
+        return Finding("ranker", UNKNOWN, told, change)
+    tau_b = Estimate(value, low, high)
+    numbers: dict[str, Any] = {"tau_b": tau_b.as_json()}
+    told = f"tau-b {tau_b} on its latest answers ({TAU_B})"
+    if low > 0:
+        return Finding("ranker", OK, told, "", numbers)
+    change = "train one on this traffic (docs/learning.md)"
+    return Finding("ranker", PROBLEM, f"{told}: no better than chance", change, numbers)
 
 
 def longest_wait(seen: Seen, max_overtake_s: float) -> Finding:

@@ -249,11 +249,14 @@ def _interrupts(interrupted: Callable[[], None]) -> Iterator[None]:
 def _bar(report: CollectReport) -> Any:
     from tqdm import tqdm
 
+    # A terminal sees it move; a log file gets a line now and then.
+    every_s = 0.2 if sys.stderr.isatty() else 10.0
     return tqdm(
         total=report.num_wanted,
         initial=report.num_before,
         unit=" answers",
         desc="collect",
-        disable=None,
+        mininterval=every_s,
+        miniters=1,
         smoothing=0.05,
     )

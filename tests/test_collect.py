@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -542,6 +543,15 @@ def test_what_is_no_endpoint_is_refused(url):
     """Not an http URL with a host, or one with a query."""
     with pytest.raises(ParsError, match="--endpoint: want"):
         base_url_of(url)
+
+
+@pytest.mark.parametrize("url", ["http://xn--a", "http://ä..de"])
+def test_a_host_that_cannot_be_encoded_is_refused(url, tmp_path, endpoint):
+    """International names have rules; one that breaks them is named."""
+    config = config_for(endpoint, tmp_path)
+
+    with pytest.raises(ParsError, match="has no name of a host"):
+        collect(replace(config, endpoint=url))
 
 
 def test_v1_is_added_where_there_is_no_path():

@@ -519,6 +519,9 @@ def test_the_command_prints_a_screen_or_json(tmp_path):
     "options",
     [
         {"endpoint": "localhost:8000"},
+        {"endpoint": "http://[::1"},
+        {"endpoint": "http://ä..de"},
+        {"endpoint": "http://h:99999"},
         {"endpoint": "http://h", "watch_s": -1.0},
         {"endpoint": "http://h", "watch_s": float("nan")},
         {"endpoint": "http://h", "max_overtake_s": -1.0},

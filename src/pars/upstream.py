@@ -38,20 +38,23 @@ class Upstream:
         connect_timeout_s: float = 5.0,
         timeout_s: float = 600.0,
     ) -> None:
-        parts = urlsplit(url)
         try:
+            parts = urlsplit(url)
             port = parts.port
-        except ValueError:
-            port = -1
-        if parts.scheme not in ("http", "https") or not parts.hostname or port == -1:
+            self.host_header = parts.netloc.encode(
+                "idna" if not parts.netloc.isascii() else "ascii"
+            )
+            host = parts.hostname if parts.scheme in ("http", "https") else None
+        except ValueError:  # a port or an address that is none, a name that cannot be encoded
+            host = None
+        if not host:
             raise ParsError(f"upstream {url!r}: want http://HOST:PORT or https://HOST:PORT")
         if parts.query or parts.fragment or parts.username:
             raise ParsError(f"upstream {url!r}: a URL with a query, fragment or user is not taken")
         self.url = url.rstrip("/")
         self.prefix = parts.path.rstrip("/").encode()
-        self.host_header = parts.netloc.encode("idna" if not parts.netloc.isascii() else "ascii")
         self.num_open = 0
-        self._host = parts.hostname
+        self._host = host
         self._port = port or (443 if parts.scheme == "https" else 80)
         self._ssl = ssl.create_default_context() if parts.scheme == "https" else None
         self._max_connections = max_connections

@@ -64,7 +64,7 @@ class Asker:
         timeout_s: For a whole answer.
 
     Raises:
-        ParsError: the key is nothing that a header can hold.
+        ParsError: the key is nothing that a header can hold, or the host no name.
     """
 
     def __init__(
@@ -75,6 +75,10 @@ class Asker:
         if key is not None and not re.fullmatch(r"[\x21-\x7e]+", key):
             raise ParsError("the API key holds characters that no HTTP header takes")
         self._url = base_url + PATHS[api]
+        try:
+            httpx.URL(self._url).host  # noqa: B018 - decoding it is the check
+        except (httpx.InvalidURL, UnicodeError):
+            raise ParsError(f"--endpoint: {base_url} has no name of a host") from None
         self._timeout_s = timeout_s
         self._secret = key if key and len(key) >= LEAST_SECRET_CHARS else None
         self._client = httpx.AsyncClient(

@@ -21,7 +21,7 @@ from pars.errors import ParsError
 from pars.exchange import UpstreamError
 from pars.findings import OK, PROBLEM, Finding, Report
 from pars.gateway import METRICS_PATH, engine_of
-from pars.metrics_page import MetricsPage
+from pars.metrics_page import RUNNING, WAITING, MetricsPage
 from pars.outcomes import read_outcomes
 from pars.priority import DEFAULT_MAX_OVERTAKE_S
 from pars.upstream import Upstream
@@ -76,7 +76,7 @@ def diagnose(options: DoctorOptions) -> Report:
     seen = asyncio.run(_look(upstream, options))
     findings = engine_findings(seen)
     if not told_by_outcomes and seen.failure is None:
-        told_by_outcomes = [served_ranker(seen.ours[1]), longest_wait(seen, options.max_overtake_s)]
+        told_by_outcomes = [served_ranker(seen.last), longest_wait(seen, options.max_overtake_s)]
     return Report(upstream.url, options.watch_s, findings + told_by_outcomes)
 
 
@@ -99,25 +99,27 @@ async def _look(upstream: Upstream, options: DoctorOptions) -> Seen:
 
 async def _watched(upstream: Upstream, options: DoctorOptions) -> Seen:
     """Looks at /metrics until the time is over, and at a gateway's own page before and after."""
-    gateways = [await _page(upstream, METRICS_PATH.encode(), options)]
-    looks: list[MetricsPage] = []
-    end_s = time.monotonic() + options.watch_s
-    while True:
-        page, failure = await _page(upstream, b"/metrics", options)
-        if failure is None:
-            looks.append(page)
-        left_s = end_s - time.monotonic()
-        if left_s <= 0 or failure is not None:
-            break
-        await asyncio.sleep(min(EVERY_S, left_s))
-    gateways.append(await _page(upstream, METRICS_PATH.encode(), options))
+    gateway, _ = await _page(upstream, METRICS_PATH.encode(), options)
+    page, failure = await _page(upstream, b"/metrics", options)
     # Where a gateway and vLLM both run pars, vLLM's knows how its queue is ordered.
-    insides = (looks[0], looks[-1]) if looks else (MetricsPage({}), MetricsPage({}))
-    first, last = (
-        MetricsPage({**gateway.samples, **inside.samples})
-        for (gateway, _), inside in zip(gateways, insides, strict=True)
-    )
-    return Seen(looks=looks, metrics_failure=failure, ours=(first, last))
+    first = MetricsPage({**gateway.samples, **page.samples})
+    queue = _queue_in(page)
+    end_s = time.monotonic() + options.watch_s
+    while failure is None and (left_s := end_s - time.monotonic()) > 0:
+        await asyncio.sleep(min(EVERY_S, left_s))
+        last, failure = await _page(upstream, b"/metrics", options)
+        if failure is None:
+            page = last
+            queue += _queue_in(page)
+    gateway, _ = await _page(upstream, METRICS_PATH.encode(), options)
+    last = MetricsPage({**gateway.samples, **page.samples})
+    return Seen(first=first, last=last, queue=queue, metrics_failure=failure)
+
+
+def _queue_in(page: MetricsPage) -> list[tuple[float, float]]:
+    """Requests that run and that wait, where the page tells both."""
+    running, waiting = page.total(*RUNNING), page.total(*WAITING)
+    return [] if running is None or waiting is None else [(running, waiting)]
 
 
 async def _page(
@@ -128,11 +130,11 @@ async def _page(
     try:
         status, body = await upstream.get(path, timeout_s=options.patience_s, headers=_key_header())
     except UpstreamError as error:
-        return MetricsPage({}), f"{name}: {error}"
+        return MetricsPage(), f"{name}: {error}"
     if status in (401, 403):
-        return MetricsPage({}), f"{name}: HTTP {status}; a key goes into PARS_API_KEYS"
+        return MetricsPage(), f"{name}: HTTP {status}; a key goes into PARS_API_KEYS"
     if status != 200:
-        return MetricsPage({}), f"{name}: HTTP {status}"
+        return MetricsPage(), f"{name}: HTTP {status}"
     page = MetricsPage.parse(body.decode(errors="replace"))
     return page, None if page.samples else f"{name} holds no metrics"
 

@@ -12,7 +12,7 @@ from typing import Any
 from pars.engines import Engine
 from pars.findings import OK, PROBLEM, UNKNOWN, Finding
 from pars.metrics import Estimate
-from pars.metrics_page import PREEMPTIONS, QUEUE_TIME, RUNNING, WAITING, MetricsPage
+from pars.metrics_page import PREEMPTIONS, QUEUE_TIME, WAITING, MetricsPage
 from pars.serve_metrics import FAILED_OPEN
 
 DECISIONS, POLICY = "pars_decisions_total", "pars_engine_schedules_by_priority"
@@ -46,9 +46,9 @@ class Seen:
         failure: Why it does not answer.
         engine, told: How it takes priorities, and what it says it is.
         answer_s: How long one page took.
-        looks: Its /metrics, one look after the other; without those that failed.
+        first, last: Its /metrics at the first look and at the last, with pars' own metrics.
+        queue: Requests that run and that wait, at each look.
         metrics_failure: Why the last look failed.
-        ours: Pages with pars' own metrics, at the first look and at the last.
         obeys: What the probe found, or why it found nothing; None: not asked for.
     """
 
@@ -56,11 +56,10 @@ class Seen:
     engine: Engine | None = None
     told: str = ""
     answer_s: float = 0.0
-    looks: Sequence[MetricsPage] = ()
+    first: MetricsPage = field(default_factory=MetricsPage)
+    last: MetricsPage = field(default_factory=MetricsPage)
+    queue: Sequence[tuple[float, float]] = ()
     metrics_failure: str | None = None
-    ours: tuple[MetricsPage, MetricsPage] = field(
-        default_factory=lambda: (MetricsPage({}), MetricsPage({}))
-    )
     obeys: bool | str | None = None
 
 
@@ -100,7 +99,7 @@ def _scheduling(seen: Seen) -> Finding:
         return Finding("scheduling", PROBLEM, told, START_VLLM, numbers)
     if seen.obeys is not None:
         return Finding("scheduling", UNKNOWN, f"the probe came to no result: {seen.obeys}")
-    policy = min(seen.ours[1].values(POLICY), default=-1.0)
+    policy = min(seen.last.values(POLICY), default=-1.0)
     stated = {POLICY: policy}
     if policy == 1:
         return Finding("scheduling", OK, f"by priority ({POLICY} 1)", "", stated)
@@ -118,7 +117,7 @@ def _scheduling(seen: Seen) -> Finding:
 
 
 def _decisions(seen: Seen) -> Finding:
-    first, last = seen.ours
+    first, last = seen.first, seen.last
     if not last.values(DECISIONS):
         return Finding(
             "decisions",
@@ -152,9 +151,7 @@ def _decisions(seen: Seen) -> Finding:
 
 
 def _queue(seen: Seen) -> Finding:
-    looks = [(page.total(*RUNNING), page.total(*WAITING)) for page in seen.looks]
-    known = [(running, waiting) for running, waiting in looks if None not in (running, waiting)]
-    if not known:
+    if not seen.queue:
         why = seen.metrics_failure or "/metrics has none of vLLM's or SGLang's names"
         return Finding(
             "queue",
@@ -162,23 +159,22 @@ def _queue(seen: Seen) -> Finding:
             f"its length is not told: {why}",
             "let /metrics through (SGLang: --enable-metrics), or name the engine's own URL",
         )
-    waiting = [float(one or 0) for _, one in known]
-    running = [float(one or 0) for one, _ in known]
-    num_with = sum(one > 0 for one in waiting)
+    running, waiting = zip(*seen.queue, strict=True)
+    num_looks, num_with = len(seen.queue), sum(one > 0 for one in waiting)
     numbers: dict[str, Any] = {
-        "looks": len(known),
+        "looks": num_looks,
         "with_queue": num_with,
         "most_waiting": max(waiting),
-        "mean_waiting": round(sum(waiting) / len(waiting), 2),
-        "mean_running": round(sum(running) / len(running), 2),
+        "mean_waiting": round(sum(waiting) / num_looks, 2),
+        "mean_running": round(sum(running) / num_looks, 2),
         "has_queue": num_with > 0,
     }
-    told = f"up to {max(waiting):,.0f} wait, in {num_with} of {len(known)} looks"
+    told = f"up to {max(waiting):,.0f} wait, in {num_with} of {num_looks} looks"
     if not num_with:
-        told = f"no request waits in {len(known)} looks"
+        told = f"no request waits in {num_looks} looks"
     told += f"; up to {max(running):,.0f} run"
-    mean_s = seen.looks[-1].since(seen.looks[0]).mean(*QUEUE_TIME)
-    since_start_s = seen.looks[-1].mean(*QUEUE_TIME)
+    mean_s = seen.last.since(seen.first).mean(*QUEUE_TIME)
+    since_start_s = seen.last.mean(*QUEUE_TIME)
     if mean_s is not None or since_start_s is not None:
         numbers |= {"mean_wait_s": mean_s, "mean_wait_since_start_s": since_start_s}
         shown_s, when = (mean_s, "just now") if mean_s is not None else (since_start_s, "so far")
@@ -191,7 +187,7 @@ def _queue(seen: Seen) -> Finding:
 
 def _queues(seen: Seen) -> list[Finding]:
     """A line only where there are several."""
-    ranks = max((len(page.by(WAITING[0], "engine")) for page in seen.looks), default=0)
+    ranks = len(seen.last.by(WAITING[0], "engine"))
     if ranks < 2:
         return []
     told = f"{ranks} data-parallel ranks: each orders its own queue, and none looks at the others'"
@@ -200,12 +196,12 @@ def _queues(seen: Seen) -> list[Finding]:
 
 
 def _preemptions(seen: Seen) -> list[Finding]:
-    counted = [page.total(*PREEMPTIONS) for page in seen.looks]
-    if not counted or counted[-1] is None:
+    in_all = seen.last.total(*PREEMPTIONS)
+    if in_all is None:
         return []
-    fresh = seen.looks[-1].since(seen.looks[0]).total(*PREEMPTIONS) or 0.0
-    told = f"{fresh:,.0f} while watched, {counted[-1]:,.0f} since its start"
-    numbers = {"watched": fresh, "since_start": counted[-1]}
+    fresh = seen.last.since(seen.first).total(*PREEMPTIONS) or 0.0
+    told = f"{fresh:,.0f} while watched, {in_all:,.0f} since its start"
+    numbers = {"watched": fresh, "since_start": in_all}
     if not fresh:
         return [Finding("preemptions", OK, told, "", numbers)]
     change = (
@@ -234,7 +230,7 @@ def served_ranker(page: MetricsPage) -> Finding:
 
 def longest_wait(seen: Seen, max_overtake_s: float) -> Finding:
     """Whether anyone starves, as far as a histogram tells."""
-    most = seen.looks[-1].most(*QUEUE_TIME) if seen.looks else None
+    most = seen.last.most(*QUEUE_TIME)
     change = "PARS_OUTCOMES=DIR where pars runs, then --outcomes DIR, tells who waits how long"
     if most is None:
         told = "not known who waits how long: no outcomes were given"

@@ -13,7 +13,7 @@ import math
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 # What vLLM calls it, and what SGLang does.
@@ -31,7 +31,7 @@ _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 class MetricsPage:
     """Samples by name and labels."""
 
-    samples: Mapping[tuple[str, Labels], float]
+    samples: Mapping[tuple[str, Labels], float] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, text: str) -> Self:

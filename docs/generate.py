@@ -1,10 +1,11 @@
 """
-Fill the generated parts of README.md and docs/results.md; --check says whether they are current.
+Fill the generated parts of README.md and docs/; --check says whether they are current.
 
     python docs/generate.py [--check]
 
 A generated part stands between `<!-- NAME ARGUMENT -->` and `<!-- end -->`. The file map comes from
-the first lines of the modules, every number from benchmarks/results/, which `make bench` writes.
+the first lines of the modules, every number from benchmarks/results/, which `make bench` writes, or
+from a results file of experiments/.
 """
 
 import ast
@@ -15,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results"
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs/results.md")
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs/results.md", ROOT / "docs/learning.md")
 
 
 def main() -> None:
@@ -77,7 +78,36 @@ def tau_table(name: str) -> str:
     return "\n".join(lines)
 
 
-PARTS = {"files": file_map, "printed": printed, "tau": tau_table}
+def own_traffic(start: str) -> str:
+    """Tau-b against the number of own requests seen: means over seeds, with their range."""
+    path = ROOT / "experiments/own_traffic.jsonl"
+    if not path.is_file():
+        return "*Not measured yet: `python experiments/own_traffic.py`.*"
+    runs = [json.loads(line) for line in path.read_text().splitlines()]
+    starts = list(dict.fromkeys(run["start"] for run in runs))
+    lines = [
+        f"| traffic | requests seen | nothing learned | {' | '.join(starts)} | promoted |",
+        f"|---|--:|--:|{'--:|' * len(starts)}--:|",
+    ]
+    for data, num_requests in dict.fromkeys((run["data"], run["num_requests"]) for run in runs):
+        same = [run for run in runs if (run["data"], run["num_requests"]) == (data, num_requests)]
+        cells = [_spread([run["tau_b"] for run in same if run["start"] == it]) for it in starts]
+        judged = [run["is_promoted"] for run in same if run["start"] == start]
+        lines.append(
+            f"| {data} | {num_requests:,} | {same[0]['tau_b_boxed']:.3f} | {' | '.join(cells)} "
+            f"| {sum(judged)} of {len(judged)} |"
+        )
+    return "\n".join([*lines[:2], *sorted(lines[2:], key=lambda line: line.split("|")[1])])
+
+
+def _spread(values: list[float]) -> str:
+    if not values:
+        return "-"
+    told = f"{sum(values) / len(values):.3f}"
+    return told if len(values) == 1 else f"{told} ({min(values):.2f} to {max(values):.2f})"
+
+
+PARTS = {"files": file_map, "printed": printed, "tau": tau_table, "own_traffic": own_traffic}
 
 if __name__ == "__main__":
     main()

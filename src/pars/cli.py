@@ -15,6 +15,7 @@ from pars.cli_bench import BENCH_COMMANDS
 from pars.cli_collect import COLLECT_COMMANDS
 from pars.cli_doctor import DOCTOR_COMMANDS
 from pars.cli_learn import LEARN_COMMANDS
+from pars.cli_own_traffic import OWN_TRAFFIC_COMMANDS
 from pars.cli_serve import SERVE_COMMANDS
 from pars.cli_simulate import SIMULATE_COMMANDS
 from pars.errors import ParsError
@@ -29,6 +30,7 @@ def commands() -> None:
 LANES = (
     LEARN_COMMANDS,
     COLLECT_COMMANDS,
+    OWN_TRAFFIC_COMMANDS,
     SERVE_COMMANDS,
     DOCTOR_COMMANDS,
     BENCH_COMMANDS,

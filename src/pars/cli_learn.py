@@ -120,6 +120,12 @@ def prepare(output_dir: Path, where: tuple[str, ...], **options: Any) -> None:
 @option("--warmup-ratio", float, "0.1", "Share of the steps with a rising learning rate.")
 @option("--weight-decay", float, "0.01; lite 0", "Of AdamW.")
 @option("--num-workers", int, "0", "Threads that tokenize; 0: one a core.")
+@option(
+    "--precision",
+    click.Choice(["auto", "float32", "bfloat16"]),
+    "auto",
+    "Of an encoder's matrix products.",
+)
 @option("--seed", int, "42", "Of weights, order and dropout.")
 @click.option(
     "--resume-from",

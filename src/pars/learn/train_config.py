@@ -10,12 +10,13 @@ from typing import Any
 from pars.errors import ParsError
 
 LOSSES = ("margin", "logistic")
+PRECISIONS = ("auto", "float32", "bfloat16")
 
 # Options that metrics.json repeats: PARS's eight, then ours.
 REPORTED = (
     "train_file", "val_file", "model_name", "batch_size", "num_epochs", "learning_rate", "margin",
     "max_length", "train_data", "val_data", "model", "loss", "label_temperature", "threshold",
-    "seed",
+    "seed", "precision",
 )  # fmt: skip
 # Options that may differ when a training is continued: they change where, not what.
 MAY_DIFFER = {"output_dir", "resume_from", "num_workers"}
@@ -28,6 +29,7 @@ class TrainConfig:
 
     Either `train_file` and `val_file` (pair files) or `train_data` and `val_data` (prompts with
     answer lengths) are given. With pair files, `val_data` beside them lets tau-b be reported too.
+    `precision` is of an encoder's matrix products: auto takes the faster that the device has.
     """
 
     output_dir: Path
@@ -48,6 +50,7 @@ class TrainConfig:
     warmup_ratio: float = 0.1
     weight_decay: float = 0.01
     num_workers: int = 0
+    precision: str = "auto"
     seed: int = 42
     resume_from: Path | None = None
 
@@ -63,6 +66,7 @@ class TrainConfig:
             raise ParsError("--train-file and --train-data are two ways in: give one of them")
         _check(self.model in ("encoder", "lite"), "--model", "encoder or lite", self.model)
         _check(self.loss in LOSSES, "--loss", " or ".join(LOSSES), self.loss)
+        _check(self.precision in PRECISIONS, "--precision", ", ".join(PRECISIONS), self.precision)
         for name in ("max_length", "batch_size", "num_epochs"):
             _check(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         _check(self.learning_rate > 0, "learning_rate", "above 0", self.learning_rate)
@@ -136,6 +140,7 @@ def check_effect(given: Collection[str], config: TrainConfig) -> None:
     from_pairs = config.train_file is not None
     without_effect = {
         "model_name": config.model == "lite" and "--model encoder",
+        "precision": config.model == "lite" and "--model encoder",
         "margin": config.loss != "margin" and "--loss margin",
         "label_temperature": (config.loss != "logistic" and "--loss logistic")
         or (from_pairs and "--train-data"),

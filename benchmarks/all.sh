@@ -17,6 +17,9 @@ declare -A commands=(
     [serve]="benchmarks/serve.py --checkpoint $trained/best_model.pt --minilm-ranker $trained/ranker"
     [tau]="benchmarks/tau.py --minilm $minilm"
     [noise]="benchmarks/noise.py"
+    [order_by]="benchmarks/order_by.py"
+    [prompt_cost]="benchmarks/prompt_cost.py"
+    [repeats]="experiments/repeats.py --records ${PARS_SHARED:-../shared}/data"
     [live]="benchmarks/live.py"
     [simulator]="benchmarks/simulator.py"
     [overtake_curve]="benchmarks/overtake_curve.py"
@@ -25,7 +28,7 @@ declare -A commands=(
     [vllm_starvation]="benchmarks/vllm_starvation.py"
 )
 
-for name in ${*:-prepare train tau noise serve overtake_curve gateway_cost vllm_latency vllm_starvation live simulator}; do
+for name in ${*:-prepare train tau noise serve overtake_curve gateway_cost vllm_latency vllm_starvation live simulator order_by prompt_cost repeats}; do
     echo "== $name: python ${commands[$name]}"
     # shellcheck disable=SC2086 - the command is words
     python ${commands[$name]} >"$results/.$name.txt"

@@ -2,39 +2,48 @@
 Runs experiments by name and keeps every result, good or bad, in one file.
 
     python experiments/run.py --records FOLDER objectives threshold   # goes on where it stopped
-    python experiments/run.py --records FOLDER --list
+    python experiments/run.py --list
 
 FOLDER holds the record files that `data.SOURCES` names; they are not part of the project. Each line
-of experiments/results.jsonl is one training: its spec, Kendall tau-b over all pairs with a 95%
-interval (bootstrap by prompt), pairwise accuracy over pairs at least 0.2 apart, and seconds.
+of experiments/results.jsonl is one training: its spec, Kendall tau-b over all pairs of held-out
+prompts with a 95% interval (bootstrap by prompt), pairwise accuracy over pairs at least 0.2 apart,
+and CPU time. `docs/generate.py` makes the tables of docs/results.md from it.
 """
 
 import argparse
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from data import DataSet, load
-from train_one import Spec, train_lite
+from data import DataSet, Rows, load
+from train_one import Spec, train_one
 
 from pars.metrics import bootstrap, pair_sums
 
 RESULTS = Path(__file__).with_name("results.jsonl")
-SETS = ("alpaca_davinci003", "sharegpt", "gpteacher_code", "mmlupro_gpt-4o", "alpaca_vicuna7b")
+SHORT = ("alpaca_davinci003", "sharegpt", "gpteacher_code", "alpaca_vicuna7b")
+SEVERAL_MODELS = ("alpaca_eval", "mmlupro", "math_zeroeval")
 SEEDS = (0, 1, 2)
+# One core has minutes and not hours: comparisons are between small trainings of equal size, on the
+# first and last words of a prompt.
+SMALL = {"num_train": 4_000, "max_length": 128}
 
 
 def objectives() -> Iterator[Spec]:
     """Same network, data and steps; what the loss asks for differs."""
-    kinds = ["margin:0.2", "margin:0", "logistic:0.2", "logistic:0", "soft:0.5", "listmle"]
+    kinds = ["margin:0.2", "margin:0", "logistic:0", "soft:0.5", "listmle"]
     kinds += ["regression", "classes", "lognormal", "logt", "quantiles"]
-    for name in ("gpteacher_code", "alpaca_vicuna7b", "alpaca_davinci003", "sharegpt"):
+    for name in SHORT:
         for kind in kinds:
-            yield Spec(name, objective=kind, num_train=10_000)
+            yield Spec(name, objective=kind, **SMALL)
+    for name in SEVERAL_MODELS:
+        for kind in ("margin:0.2", "soft:0.5", "listmle", "regression", "lognormal"):
+            yield Spec(name, objective=kind, num_train=3_000, max_length=64)
 
 
 def threshold() -> Iterator[Spec]:
@@ -42,41 +51,94 @@ def threshold() -> Iterator[Spec]:
     for name in ("gpteacher_code", "alpaca_vicuna7b"):
         for loss in ("margin", "logistic"):
             for share in (0, 0.1, 0.2, 0.3, 0.5):
-                for seed in SEEDS:
-                    yield Spec(name, objective=f"{loss}:{share}", seed=seed)
+                yield Spec(name, objective=f"{loss}:{share}", **SMALL)
+
+
+def reading() -> Iterator[Spec]:
+    """What of a prompt is read: the ranker of the package, and without each part of it."""
+    parts = ("marks", "last", "features", "vectors")
+    changes = [{}, *({part: False} for part in parts), dict.fromkeys(parts, False)]
+    for name in ("alpaca_davinci003", "sharegpt", "gpteacher_code"):
+        for change in changes:
+            yield Spec(name, reading=tuple(change.items()), **SMALL)
 
 
 def network() -> Iterator[Spec]:
-    """Parts of the lite network, one by one."""
+    """Parts of the lite network, one by one, and a MiniLM beside them."""
     changes: list[dict[str, Any]] = [
-        {}, {"is_wide": False}, {"is_deep": False}, {"windows": (3,)}, {"windows": (3, 5, 7)},
-        {"width": 32}, {"width": 96}, {"attention": True}, {"trigrams": True},
+        {"is_wide": False}, {"is_deep": False}, {"windows": (3,)}, {"windows": (3, 5, 7)},
+        {"width": 32}, {"trigrams": True}, {"dropout": 0.35}, {"word_dropout": 0.1},
     ]  # fmt: skip
-    for name in ("gpteacher_code", "alpaca_davinci003"):
+    for name in ("alpaca_davinci003", "gpteacher_code"):
         for change in changes:
-            yield Spec(name, network=tuple(sorted(change.items())))
+            yield Spec(name, network=tuple(change.items()), **SMALL)
+
+
+def encoder() -> Iterator[Spec]:
+    """A MiniLM on the same prompts as lite: one epoch."""
+    for name in ("gpteacher_code", "alpaca_davinci003"):
+        yield Spec(
+            name, model="minilm", epochs=1, learning_rate=1e-4, batch_size=32,
+            num_train=4_000, max_length=64,
+        )  # fmt: skip
+
+
+def steps() -> Iterator[Spec]:
+    """Epochs, batches, learning rates and temperatures."""
+    changes: list[dict[str, Any]] = [
+        {"epochs": 2}, {"epochs": 5}, {"batch_size": 64}, {"batch_size": 256},
+        {"learning_rate": 1.5e-3}, {"learning_rate": 6e-3},
+        {"objective": "soft:0.25"}, {"objective": "soft:1.0"},
+    ]  # fmt: skip
+    for name in ("alpaca_davinci003", "gpteacher_code"):
+        for change in changes:
+            yield Spec(name, **{**SMALL, **change})
+
+
+def beyond() -> Iterator[Spec]:
+    """What stands beside the prompt in the records."""
+    for name, kinds in (("sharegpt", ("history",)), ("alpaca_eval", ("model",))):
+        for kind in ("", *kinds):
+            yield Spec(name, beyond=kind, **SMALL)
+    for kind in ("", "subject"):
+        yield Spec("mmlupro_gpt-4o", beyond=kind, **SMALL)
 
 
 def amount() -> Iterator[Spec]:
     """Order against the number of prompts trained on."""
     for name in ("alpaca_davinci003", "sharegpt"):
         for num_train in (100, 300, 1_000, 3_000, 10_000, 0):
-            for seed in SEEDS if 0 < num_train <= 3_000 else (0,):
-                yield Spec(name, num_train=num_train, seed=seed)
+            for seed in SEEDS if 0 < num_train <= 300 else (0,):
+                # Few prompts are seen more often: as many steps as a thousand prompts would give.
+                epochs = max(3, 3_000 // num_train) if num_train else 3
+                yield Spec(name, num_train=num_train, seed=seed, epochs=min(epochs, 10))
 
 
-EXPERIMENTS = {it.__name__: it for it in (objectives, threshold, network, amount)}
+def across() -> Iterator[Spec]:
+    """One kind of traffic or model ordered by a ranker of another; and one ranker for all."""
+    names = ("alpaca_davinci003", "alpaca_vicuna7b", "sharegpt", "gpteacher_code", "mmlupro_gpt-4o")
+    for name in names:
+        yield Spec(name, tests=tuple(other for other in names if other != name), **SMALL)
+    yield Spec("+".join(names), tests=names, num_train=20_000, max_length=128)
+
+
+EXPERIMENTS = {
+    it.__name__: it
+    for it in (
+        reading, objectives, threshold, beyond, across, network, steps, amount, encoder,
+    )
+}  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("names", nargs="*", metavar="NAME", help="of experiments; all of them")
     parser.add_argument("--records", type=Path, help="folder of the record files")
+    parser.add_argument("--minilm", help="folder of all-MiniLM-L6-v2, for the encoder")
     parser.add_argument("--list", action="store_true", help="what there is, and what is done")
     options = parser.parse_args()
-    done = {json.dumps(line["spec"]) for line in results()}
     wanted = [(name, spec) for name in options.names or EXPERIMENTS for spec in EXPERIMENTS[name]()]
-    left = [(name, spec) for name, spec in wanted if key(spec) not in done]
+    left = [(name, spec) for name, spec in wanted if key(spec) not in done()]
     print(f"{len(wanted) - len(left)} of {len(wanted)} trainings are done")
     if options.list:
         for name, experiment in EXPERIMENTS.items():
@@ -85,16 +147,14 @@ def main() -> None:
     if not options.records:
         parser.error("--records is needed: the folder of the record files")
     torch.set_num_threads(1)
-    data: dict[str, DataSet] = {}
     for name, spec in left:
-        if spec.data not in data:
-            data = {spec.data: load(spec.data, options.records)}  # one at a time in memory
-        line = {"experiment": name, "spec": json.loads(key(spec)), **measure(spec, data[spec.data])}
+        if key(spec) in done():
+            continue  # another experiment of this run, or a run beside it, has it
+        measured = measure(spec, options.records, options.minilm)
+        line = {"experiment": name, "spec": json.loads(key(spec)), **measured}
         with RESULTS.open("a") as file:
             file.write(json.dumps(line) + "\n")
-        print(
-            f"{name:<12} {key(spec)}: {line['tau_b']['value']:.4f}, {line['seconds']} s", flush=True
-        )
+        print(f"{name:<12} {key(spec)}: {line['tau_b']['value']:.4f}", flush=True)
 
 
 def results() -> list[dict[str, Any]]:
@@ -103,26 +163,63 @@ def results() -> list[dict[str, Any]]:
     )
 
 
+def done() -> set[str]:
+    return {json.dumps(line["spec"]) for line in results()}
+
+
 def key(spec: Spec) -> str:
     return json.dumps(asdict(spec))
 
 
-def measure(spec: Spec, data: DataSet) -> dict[str, Any]:
+@lru_cache(maxsize=2)  # of the larger ones, a few hundred megabytes each
+def data_set(name: str, folder: Path) -> DataSet:
+    return load(name, folder)
+
+
+def training_rows(spec: Spec, folder: Path) -> Rows:
+    """The first `num_train` rows in the seed's order, of several data sets as many of each."""
+    names = spec.data.split("+")
+    parts = []
+    for name in names:
+        rows = data_set(name, folder).train
+        order = np.random.default_rng(spec.seed).permutation(len(rows)).tolist()
+        parts.append(rows.part(order[: spec.num_train // len(names) or None]))
+    return parts[0] if len(parts) == 1 else joined(parts)
+
+
+def joined(parts: list[Rows]) -> Rows:
+    return Rows(
+        [prompt for part in parts for prompt in part.prompts],
+        np.concatenate([part.lengths for part in parts]),
+        ["all"] * sum(map(len, parts)),  # on one scale: a queue may hold any of them
+        [record for part in parts for record in part.records],
+    )
+
+
+def measure(spec: Spec, folder: Path, minilm: str | None) -> dict[str, Any]:
     """Train, and order the held-out prompts."""
-    train = data.train
-    if spec.num_train:
-        chosen = np.random.default_rng(spec.seed).permutation(len(train))[: spec.num_train]
-        train = train.part(chosen.tolist())
-    scores, seconds = train_lite(spec, train, data.test)
-    test = data.test
+    train = training_rows(spec, folder)
+    names = [*(() if "+" in spec.data else (spec.data,)), *spec.tests]
+    tests = [data_set(name, folder).test for name in names]
+    trained = train_one(spec, train, tests, minilm)
+    told = {name: order_of(*it) for name, *it in zip(names, trained.scores, tests, strict=True)}
+    return {
+        "num_train": len(train),
+        **told.pop(names[0]),
+        "tests": told,
+        "train_cpu_s": round(trained.train_cpu_s, 1),
+        "score_cpu_us": round(trained.score_cpu_us, 1),
+    }
+
+
+def order_of(scores: np.ndarray, test: Rows) -> dict[str, Any]:
+    """Over pairs of one model's answers."""
     sums = pair_sums(scores, test.lengths, strata=test.models)
     filtered = pair_sums(scores, test.lengths, strata=test.models, threshold=0.2)
     return {
-        "num_train": len(train),
         "num_test": len(test),
         "tau_b": bootstrap(sums, "tau_b", clusters=test.prompts).as_json(),
         "filtered_accuracy": round(filtered.accuracy(), 4),
-        "seconds": round(seconds, 1),
     }
 
 

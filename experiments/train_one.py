@@ -1,5 +1,5 @@
 """
-Trains one ranker of the experiments and says how well it orders held-out prompts.
+Trains one ranker of the experiments and scores held-out prompts with it.
 
 Apart from `pars train`, so that objectives and networks that lost can be kept here and not in the
 package; the winner is what `pars.learn` implements.
@@ -13,21 +13,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from data import Rows
+from data import Record, Rows
 from objectives import Objective, objective
 from torch import Tensor, nn
 
-from pars.learn.models import PAIR_FACTORS
+from pars.learn.models import PAIR_FACTORS, load_encoder
+from pars.learn.word_vectors import word_vectors
 from pars.ranker import pad
-from pars.words import NUM_FEATURES, WordTokenizer, surface_features
+from pars.words import MARKS, NUM_FEATURES, NUM_FIRST_FEATURES, WordTokenizer
+
+Options = tuple[tuple[str, Any], ...]
 
 
 @dataclass(frozen=True)
 class Spec:
     """One training; every field is part of its name in the results file."""
 
-    data: str
-    model: str = "lite"
+    data: str  # a data set, or several joined by "+", as many prompts of each
+    model: str = "lite"  # or "minilm"
     objective: str = "soft"
     num_train: int = 0  # 0: all
     epochs: int = 3
@@ -35,7 +38,40 @@ class Spec:
     batch_size: int = 128
     max_length: int = 256
     seed: int = 0
-    network: tuple[tuple[str, Any], ...] = ()  # options of the network
+    reading: Options = ()  # of `LiteInputs`
+    network: Options = ()  # of `Lite`
+    beyond: str = ""  # what is read beside the prompt: a name of BEYOND
+    tests: tuple[str, ...] = ()  # data sets that are ordered too
+
+
+def history(record: Record) -> list[float]:
+    """What came before in the conversation: how much, how many turns, and whether anything."""
+    turn = record.get("turn") or 0
+    return [
+        math.log1p(record.get("history_chars") or 0) / 10,
+        math.log1p(turn) / 3,
+        float(bool(record.get("first"))),
+    ]
+
+
+def model_name(record: Record) -> list[float]:
+    """Which model answers, as one of 32 hashed places."""
+    place = sum(record["model"].encode()) % 32
+    return [float(i == place) for i in range(32)]
+
+
+def subject(record: Record) -> list[float]:
+    """The category that the caller names (MMLU-Pro's subject), as one of 32 hashed places."""
+    place = sum(str(record.get("subject")).encode()) % 32
+    return [float(i == place) for i in range(32)]
+
+
+BEYOND: dict[str, Callable[[Record], list[float]]] = {
+    "": lambda record: [],
+    "history": history,
+    "model": model_name,
+    "subject": subject,
+}
 
 
 class Lite(nn.Module):
@@ -44,28 +80,21 @@ class Lite(nn.Module):
     def __init__(
         self,
         num_ids: int,
-        num_outputs: int = 1,
+        num_outputs: int,
+        num_features: int,
         *,
         width: int = 64,
-        channels: int = 0,
         windows: tuple[int, ...] = (3, 5),
         buckets: int = 1 << 17,
         trigrams: bool = False,
         is_wide: bool = True,
         is_deep: bool = True,
-        num_features: int = NUM_FEATURES,
-        attention: bool = False,
         dropout: float = 0.2,
-        hidden: int = 64,
+        word_dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        channels = channels or width
-        self.buckets, self.is_wide, self.is_deep, self.trigrams = (
-            buckets,
-            is_wide,
-            is_deep,
-            trigrams,
-        )
+        self.buckets, self.trigrams, self.word_dropout = buckets, trigrams, word_dropout
+        self.is_wide, self.is_deep = is_wide, is_deep
         self.words = nn.Embedding(num_ids, num_outputs)
         self.pairs = nn.Embedding(buckets, num_outputs)
         nn.init.zeros_(self.words.weight)
@@ -74,18 +103,18 @@ class Lite(nn.Module):
         with torch.no_grad():
             self.embedding.weight.normal_(std=0.1)[0] = 0.0
         self.convolutions = nn.ModuleList(
-            nn.Conv1d(width, channels, window, padding=window // 2) for window in windows
+            nn.Conv1d(width, width, window, padding=window // 2) for window in windows
         )
-        self.attention = nn.Linear(channels, 1) if attention else None
         self.dropout = nn.Dropout(dropout)
-        pools = 3 if attention else 2
-        num_pooled = width + pools * len(windows) * channels
+        num_pooled = width * (1 + 2 * len(windows))
         self.head = nn.Sequential(
-            nn.Dropout(dropout), nn.Linear(num_pooled + num_features, hidden), nn.ReLU(),
-            nn.Dropout(dropout), nn.Linear(hidden, num_outputs),
+            nn.Dropout(dropout), nn.Linear(num_pooled + num_features, 64), nn.ReLU(),
+            nn.Dropout(dropout), nn.Linear(64, num_outputs),
         )  # fmt: skip
 
     def forward(self, ids: Tensor, features: Tensor) -> Tensor:
+        if self.training and self.word_dropout:
+            ids = torch.where(torch.rand(ids.shape) < self.word_dropout, (ids > 0).long(), ids)
         is_word = (ids > 0).float()
         num_words = is_word.sum(1, keepdim=True).clamp(min=1)
         outputs: Tensor | float = 0.0
@@ -101,10 +130,6 @@ class Lite(nn.Module):
         for convolution in self.convolutions:
             windows = torch.relu(convolution(words)) * mask
             pooled += [windows.sum(2) / num_words, windows.amax(2)]
-            if self.attention is not None:
-                weights = self.attention(windows.transpose(1, 2)).squeeze(2)
-                weights = weights.masked_fill(mask.squeeze(1) == 0, -1e4).softmax(1)
-                pooled.append((windows * weights.unsqueeze(1)).sum(2))
         return self.head(torch.cat([*pooled, features], 1))
 
     def _wide(self, ids: Tensor, is_word: Tensor) -> Tensor:
@@ -118,21 +143,56 @@ class Lite(nn.Module):
 
 
 class LiteInputs:
-    """Prompts as the network's arguments."""
+    """
+    Prompts as the network's arguments.
+
+    Args:
+        marks: the prompt's start and end are ids of their own.
+        last: of a long prompt, the last quarter of the words read is from its end.
+        features: all surface features, and not the first five.
+        vectors: words start with the package's vectors, and not with random ones.
+    """
 
     def __init__(
-        self, prompts: Sequence[str], max_length: int, extra: Callable[[Any], list[float]] | None
+        self,
+        prompts: Sequence[str],
+        max_length: int,
+        beyond: Callable[[Record], list[float]],
+        *,
+        marks: bool = True,
+        last: bool = True,
+        features: bool = True,
+        vectors: bool = True,
     ) -> None:
-        self.tokenizer = WordTokenizer.learn(
-            prompts, max_words=24_000, min_count=2, num_hash_buckets=1_000, max_length=max_length
+        size = {"num_hash_buckets": 1_000, "max_length": max_length}
+        num_last = max_length // 4 if last else 0
+        found = WordTokenizer.learn(
+            prompts, max_words=24_000, min_count=2, num_last=num_last, **size
         )
-        self.extra = extra
+        self.tokenizer = WordTokenizer(
+            found.vocabulary[0 if marks else len(MARKS) :],
+            num_last=num_last,
+            num_features=NUM_FEATURES if features else NUM_FIRST_FEATURES,
+            **size,
+        )
+        self.beyond, self.vectors = beyond, vectors
+
+    def network(self, num_outputs: int, options: dict[str, Any], num_features: int) -> Lite:
+        network = Lite(self.tokenizer.num_ids, num_outputs, num_features, **options)
+        width = network.embedding.weight.shape[1]
+        if self.vectors and width <= word_vectors().vectors.shape[1]:
+            with torch.no_grad():
+                known = set(self.tokenizer.vocabulary)
+                for word, vector in zip(word_vectors().words, word_vectors().vectors, strict=True):
+                    if word in known:
+                        row = self.tokenizer.id_of(word)
+                        network.embedding.weight[row] = torch.from_numpy(vector[:width])
+        return network
 
     def encode(self, rows: Rows) -> list[tuple[list[int], list[float]]]:
-        length = self.tokenizer.max_length
-        more = self.extra or (lambda record: [])
+        read = self.tokenizer
         return [
-            (self.tokenizer.encode(prompt), surface_features(prompt, length) + more(record))
+            (read.encode(prompt), read.features(prompt) + self.beyond(record))
             for prompt, record in zip(rows.prompts, rows.records, strict=True)
         ]
 
@@ -142,33 +202,67 @@ class LiteInputs:
         return torch.from_numpy(pad(ids)), torch.tensor(features)
 
 
-def train_lite(
-    spec: Spec,
-    train: Rows,
-    test: Rows,
-    extra: Callable[[Any], list[float]] | None = None,
-    prepare: Callable[[Lite, LiteInputs], None] | None = None,
-) -> tuple[np.ndarray, float]:
-    """Scores of the test rows, and training seconds."""
+@dataclass(frozen=True)
+class Trained:
+    """Scores [num_rows] of each set of rows asked for, and what they cost in CPU time."""
+
+    scores: list[np.ndarray]
+    train_cpu_s: float
+    score_cpu_us: float  # a prompt of the first set, read and scored in batches
+
+
+def train_one(spec: Spec, train: Rows, tests: Sequence[Rows], minilm: str | None) -> Trained:
+    """Train on some rows, score others."""
     torch.manual_seed(spec.seed)
-    started = time.perf_counter()
-    inputs = LiteInputs(train.prompts, spec.max_length, extra)
+    started = time.process_time()
     logs = torch.tensor(np.log(train.relative_lengths()), dtype=torch.float32)
     wanted = objective(spec.objective, logs)
-    encoded = inputs.encode(train)
-    options = dict(spec.network) | {"num_features": len(encoded[0][1])}
-    network = Lite(inputs.tokenizer.num_ids, wanted.num_outputs, **options)
-    if prepare:
-        prepare(network, inputs)
-    fit(network, encoded, inputs.collate, logs, wanted, spec)
-    seconds = time.perf_counter() - started
-    return score(network, inputs.encode(test), inputs.collate, wanted), seconds
+    if spec.model == "lite":
+        inputs = LiteInputs(
+            train.prompts, spec.max_length, BEYOND[spec.beyond], **dict(spec.reading)
+        )
+        encode, collate, size = inputs.encode, inputs.collate, lambda row: len(row[0])
+        encoded = encode(train)
+        network = inputs.network(wanted.num_outputs, dict(spec.network), len(encoded[0][1]))
+    else:
+        if not minilm:
+            raise SystemExit("--minilm is needed: the folder of all-MiniLM-L6-v2")
+        model = load_encoder(minilm, spec.max_length)
+        network, size = Encoder(model.network), len
+
+        def encode(rows: Rows) -> list[Any]:
+            return model.encode(rows.prompts)
+
+        def collate(rows: Sequence[Any]) -> tuple[Tensor, ...]:
+            return tuple(model.collate(rows, torch.device("cpu")).values())
+
+        encoded = encode(train)
+    fit(network, encoded, collate, size, logs, wanted, spec)
+    trained = time.process_time()
+    scores = [score(network, encode(tests[0]), collate, size, wanted)]
+    scored = time.process_time()
+    scores += [score(network, encode(rows), collate, size, wanted) for rows in tests[1:]]
+    per_prompt_us = (scored - trained) / len(tests[0]) * 1e6
+    return Trained(scores, trained - started, per_prompt_us)
+
+
+class Encoder(nn.Module):
+    """An `EncoderRanker` with outputs [num_prompts, 1]."""
+
+    def __init__(self, ranker: nn.Module) -> None:
+        super().__init__()
+        self.ranker = ranker
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return self.ranker(input_ids, attention_mask).float().unsqueeze(1)
 
 
 def fit(
     network: nn.Module,
     encoded: Sequence[Any],
     collate: Callable[[Sequence[Any]], tuple[Tensor, ...]],
+    size: Callable[[Any], int],
     logs: Tensor,
     wanted: Objective,
     spec: Spec,
@@ -188,7 +282,7 @@ def fit(
             share = (step + 1) / warm if step < warm else (num_steps - step) / (num_steps - warm)
             for group in optimizer.param_groups:
                 group["lr"] = spec.learning_rate * share
-            batch = sorted(batch, key=lambda row: len(encoded[row][0]))
+            batch = sorted(batch, key=lambda row: size(encoded[row]))
             passes = np.array_split(batch, math.ceil(len(batch) / per_pass))
             outputs = torch.cat([network(*collate([encoded[i] for i in part])) for part in passes])
             loss = wanted.loss(outputs, logs[batch])
@@ -204,11 +298,12 @@ def score(
     network: nn.Module,
     encoded: Sequence[Any],
     collate: Callable[[Sequence[Any]], tuple[Tensor, ...]],
+    size: Callable[[Any], int],
     wanted: Objective,
-    per_pass: int = 64,
+    per_pass: int = 32,
 ) -> np.ndarray:
     network.eval()
-    order = sorted(range(len(encoded)), key=lambda row: len(encoded[row][0]))
+    order = sorted(range(len(encoded)), key=lambda row: size(encoded[row]))
     scores = np.empty(len(encoded))
     for start in range(0, len(order), per_pass):
         rows = order[start : start + per_pass]

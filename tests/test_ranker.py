@@ -49,6 +49,62 @@ def test_a_prompt_scores_the_same_alone_and_in_company(folder):
     np.testing.assert_allclose(together, alone, atol=1e-5)
 
 
+def test_a_lite_ranker_of_the_first_format_scores_as_it_did(tmp_path):
+    """Its tokenizer file names neither last words nor features, of which it has five."""
+    import torch
+
+    from pars.learn.export import export_ranker
+    from pars.learn.models import LiteModel, LiteRanker
+    from pars.learn.warm_start import warm_start
+    from pars.words import WordTokenizer
+
+    torch.manual_seed(0)
+    words = WordTokenizer(["write", "a"], num_hash_buckets=4, max_length=8, num_features=5)
+    model = LiteModel(LiteRanker(words.num_ids, num_features=5), words)
+    model.network.round_tables()
+    export_ranker(model, tmp_path / "ranker", model_name="lite")
+    for file, later in (("tokenizer.json", ["num_last", "num_features"]), ("ranker.json", [])):
+        fields = json.loads((tmp_path / "ranker" / file).read_text())
+        kept = {name: value for name, value in fields.items() if name not in later}
+        changed = kept | ({"format_version": 1} if "format_version" in kept else {})
+        (tmp_path / "ranker" / file).write_text(json.dumps(changed))
+    prompts = ["write a poem", "a " * 50, "Is it 42?"]
+    with torch.no_grad():
+        scores = model.network(**model.collate(model.encode(prompts), torch.device("cpu"))).numpy()
+
+    np.testing.assert_allclose(Ranker.load(tmp_path / "ranker").score(prompts), scores, atol=1e-5)
+    assert warm_start(tmp_path / "ranker", prompts).tokenizer.num_features == 5
+
+
+def test_words_begin_where_english_has_them():
+    """A known word starts with its vector of the package, a made-up one with a random one."""
+    from pars.learn.models import LiteModel
+    from pars.learn.word_vectors import word_vectors
+
+    start = word_vectors()
+    model = LiteModel.untrained(["essay essay frobnicate frobnicate"], 32)
+
+    table = model.network.embedding.weight.detach().numpy()
+    essay = start.vectors[start.words.index("essay")]
+    np.testing.assert_array_equal(table[model.tokenizer.id_of("essay")], essay)
+    assert "frobnicate" not in start.words
+    assert 0.05 < table[model.tokenizer.id_of("frobnicate")].std() < 0.2
+    assert 0.05 < start.vectors.std() < 0.2
+
+
+def test_word_vectors_are_kept_to_a_part_in_127(tmp_path):
+    """8 bits, each direction on its own scale: 1 and 100 are both kept to half a step."""
+    from pars.learn.word_vectors import WordVectors
+
+    vectors = np.array([[1.0, 100.0], [-0.3, 30.0]], dtype=np.float32)
+    WordVectors(("a", "b"), vectors).write(tmp_path / "vectors.npz")
+
+    again = WordVectors.read(tmp_path / "vectors.npz")
+
+    assert again.words == ("a", "b")
+    np.testing.assert_array_less(np.abs(again.vectors - vectors), [[0.5 / 127, 50 / 127]] * 2)
+
+
 def test_an_8_bit_graph_is_kept_where_it_orders_as_float32_does(encoder, tmp_path):
     """Its agreement with float32 on held-out prompts is said, and 0.99 decides."""
     from pars.learn.export import export_ranker

@@ -1,11 +1,12 @@
 """How a lite ranker reads a prompt."""
 
+import json
 import math
 
 import pytest
 
 from pars.errors import RankerError
-from pars.words import WordTokenizer, surface_features
+from pars.words import GAP, MARKS, NUM_FEATURES, WordTokenizer, surface_features, words_of
 
 
 def tokenizer(**changes):
@@ -31,6 +32,20 @@ def test_only_the_first_words_are_read():
     assert tokenizer().encode("a " * 9) == [12] * 8
 
 
+def test_of_a_long_prompt_the_first_and_the_last_words_are_read():
+    """Six of "1 … 20": the first four, then the gap, then the last two."""
+    assert words_of(" ".join(map(str, range(1, 21))), 6, 2) == ["1", "2", "3", "4", GAP, "19", "20"]
+    assert words_of("1 2 3 4 5 6", 6, 2) == ["1", "2", "3", "4", "5", "6"]
+
+
+def test_marks_stand_around_what_is_read():
+    """With the marks known, "write" is read as start, write, end; nothing as start, end."""
+    marked = WordTokenizer([*MARKS, "write"], num_hash_buckets=10, max_length=8)
+
+    assert marked.encode("write") == [11, 14, 13]
+    assert marked.encode("") == [11, 13]
+
+
 def test_a_prompt_without_words_is_one_padding_id():
     """So that every prompt has at least one column."""
     assert tokenizer().encode("") == [0]
@@ -41,7 +56,7 @@ def test_a_prompt_without_words_is_one_padding_id():
 def test_odd_text_is_read_without_an_error(odd):
     """Lone surrogates, NULs, combining marks, emoji and a megabyte of one word all give ids."""
     assert tokenizer().encode(odd)
-    assert len(surface_features(odd, 8)) == 5
+    assert len(surface_features(odd, 8, 2)) == NUM_FEATURES
 
 
 def test_the_vocabulary_is_the_most_frequent_words():
@@ -50,7 +65,7 @@ def test_the_vocabulary_is_the_most_frequent_words():
         ["a b", "b a", "a c"], max_words=5, min_count=2, num_hash_buckets=4, max_length=8
     )
 
-    assert learnt.vocabulary == ("a", "b")
+    assert learnt.vocabulary == (*MARKS, "a", "b")
 
 
 def test_a_tokenizer_reads_what_it_wrote(tmp_path):
@@ -72,10 +87,46 @@ def test_a_damaged_file_is_named(tmp_path, text):
         WordTokenizer.from_file(path)
 
 
+def test_a_file_of_the_first_format_is_read_as_it_was_trained(tmp_path):
+    """Without marks and last words, and with five features, which the file did not name."""
+    fields = json.loads(tokenizer().to_json())
+    del fields["num_last"], fields["num_features"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(fields))
+
+    old = WordTokenizer.from_file(tmp_path / "tokenizer.json")
+
+    assert old.encode("write a poem " * 9) == tokenizer().encode("write a poem " * 9)
+    assert old.features("How many?") == surface_features("How many?", 8)[:5]
+
+
 def test_surface_features_count_what_ids_do_not_carry():
     """Length, spaces, line breaks, a question mark and two digits of "How many?\\nIs it 42 ?"."""
     features = surface_features("How many?\nIs it 42 ?", 8)
 
-    assert features == pytest.approx(
+    assert features[:5] == pytest.approx(
         [math.log(21) / 8, math.log(5) / 6, math.log(2) / 4, 1.0, math.log(3) / 4]
     )
+    assert features[5:8] == [1.0, 0.0, 0.0]  # it ends in a question mark
+
+
+def test_surface_features_see_code_scripts_and_blank_lines():
+    """A fence, two of ten characters of code (times ten, at most 1), a blank line; é is one byte
+    more in ten characters, halved."""
+    assert surface_features("```a=b;\n\n", 8)[8:12] == [1.0, 1.0, 0.0, 1.0]
+    assert surface_features("caféteria!", 8)[10] == pytest.approx(1 / 20)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "amounts"),
+    [
+        ("Write a 500-word essay", (500, 500, 0)),
+        ("in 3 short sentences", (3, 0, 3)),
+        ("List 10 ideas", (10, 0, 0)),
+        ("In 1984 we met", (0, 0, 0)),
+    ],
+)
+def test_surface_features_say_how_much_is_asked_for(prompt, amounts):
+    """The amount of anything, of words and of sentences, as logarithms."""
+    features = surface_features(prompt, 8)
+
+    assert features[13:] == pytest.approx([math.log1p(amount) / 8 for amount in amounts])

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 
 from pars.errors import RankerError
 from pars.files import write_json
-from pars.words import WordTokenizer, surface_features
+from pars.words import WordTokenizer
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: a lite ranker's tokenizer says which features and marks it was trained with
 MODEL_FILE, TOKENIZER_FILE, INFO_FILE = "model.onnx", "tokenizer.json", "ranker.json"
 INT8_FILE = "model_int8.onnx"
 PRECISIONS = ("auto", "float32", "int8")
@@ -204,7 +204,7 @@ def _prepare_lite(folder: Path) -> Callable[[Sequence[str]], _Prepared]:
 
     def prepare(prompts: Sequence[str]) -> _Prepared:
         ids = [tokenizer.encode(prompt) for prompt in prompts]
-        features = [surface_features(prompt, tokenizer.max_length) for prompt in prompts]
+        features = [tokenizer.features(prompt) for prompt in prompts]
 
         def inputs(rows: list[int]) -> Inputs:
             return {

@@ -12,18 +12,18 @@ import torch
 from numpy.typing import NDArray
 
 from pars.learn.models import PAIR_FACTORS, LiteModel, LiteRanker
-from pars.words import NUM_FEATURES
 
 OPSET, IR_VERSION = 18, 9  # what ONNX Runtime 1.17 reads
+NUM_POOLED = 5  # vectors of a prompt: the words' mean, and mean and maximum of two sizes of window
 NUM_HEAD = 4  # constants of the head: two layers' weights and biases
 
 
 def lite_graph(model: LiteModel) -> bytes:
-    """The graph as bytes: input_ids [prompts, words], features [prompts, 5] to scores [prompts]."""
+    """The graph as bytes: input_ids [prompts, words], features [prompts, n] to scores [prompts]."""
     from onnx import TensorProto, helper
 
     graph = _Graph()
-    ids = "input_ids"
+    ids, num_features = "input_ids", model.network.num_features
     is_word = graph.cast(graph.add("Greater", ids, graph.constant(np.array(0))), TensorProto.FLOAT)
     # The padding's embedding and weight are zero, and it counts as no word.
     num_words = graph.add("Max", graph.total(is_word), graph.constant(np.float32(1)))
@@ -37,7 +37,7 @@ def lite_graph(model: LiteModel) -> bytes:
         "lite_ranker",
         [
             helper.make_tensor_value_info(ids, TensorProto.INT64, ["prompts", "words"]),
-            helper.make_tensor_value_info("features", TensorProto.FLOAT, ["prompts", NUM_FEATURES]),
+            helper.make_tensor_value_info("features", TensorProto.FLOAT, ["prompts", num_features]),
         ],
         [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["prompts"])],
         graph.constants,
@@ -64,12 +64,14 @@ def read_lite_graph(graph: bytes) -> LiteRanker:
     if len(tables) != 3 or len(weights) < NUM_HEAD + 1:
         raise ValueError("not the graph of a lite ranker")
     embedding, word_weight, pair_weight = tables
+    *places, first, first_bias, second, second_bias = weights
+    num_ids, width = embedding.shape
+    num_features = first.shape[1] - width * NUM_POOLED
     network = LiteRanker(
-        len(embedding), width=embedding.shape[1], num_pair_buckets=len(pair_weight)
+        num_ids, num_features=num_features, width=width, num_pair_buckets=len(pair_weight)
     )
     layers = list(network.convolutions)
     reach = max(layer.padding[0] for layer in layers)
-    *places, first, first_bias, second, second_bias = weights
     bias = places.pop(reach + 1)  # it is added to the word in the middle
     if len(places) != 2 * reach + 1:
         raise ValueError("windows of another size")

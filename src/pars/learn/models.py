@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from pars.errors import ParsError, RankerError
 from pars.learn.hub import ask_hub_for
 from pars.learn.rows import first_line
+from pars.learn.word_vectors import word_vectors
 from pars.ranker import pad, tokenizable
-from pars.words import NUM_FEATURES, WordTokenizer, surface_features
+from pars.words import NUM_FEATURES, WordTokenizer
 
 PAIR_FACTORS = (1_000_003, 7_919)  # two primes that spread a pair of ids over the buckets
 
@@ -42,21 +43,22 @@ class LiteRanker(nn.Module):  # type: ignore[misc]
 
     Wide and deep (arXiv 1606.07792): the wide part remembers what single words and pairs say, as
     TF-IDF with ridge regression does; the deep part is Kim's convolutional sentence classifier
-    (arXiv 1408.5882) with mean pooling beside the maximum and five surface features. `num_ids` and
-    the padding id 0 are `pars.words`'.
+    (arXiv 1408.5882) with mean pooling beside the maximum and surface features. `num_ids`,
+    `num_features` and the padding id 0 are `pars.words`'.
     """
 
     def __init__(
         self,
         num_ids: int,
         *,
+        num_features: int = NUM_FEATURES,
         width: int = 64,
         windows: tuple[int, ...] = (3, 5),
         num_pair_buckets: int = 1 << 17,
         dropout: float = 0.2,
     ) -> None:
         super().__init__()
-        self.num_pair_buckets = num_pair_buckets
+        self.num_pair_buckets, self.num_features = num_pair_buckets, num_features
         self.word_weight = nn.Embedding(num_ids, 1)
         self.pair_weight = nn.Embedding(num_pair_buckets, 1)
         nn.init.zeros_(self.word_weight.weight)
@@ -71,14 +73,14 @@ class LiteRanker(nn.Module):  # type: ignore[misc]
         num_pooled = width * (1 + 2 * len(windows))
         self.head = nn.Sequential(
             nn.Dropout(dropout),
-            nn.Linear(num_pooled + NUM_FEATURES, width),
+            nn.Linear(num_pooled + num_features, width),
             nn.ReLU(),
             nn.Dropout(dropout),
             nn.Linear(width, 1),
         )
 
     def forward(self, input_ids: Tensor, features: Tensor) -> Tensor:
-        """Scores [num_prompts] from ids [num_prompts, num_words] and features [num_prompts, 5]."""
+        """Scores [num_prompts] from ids [num_prompts, num_words] and their surface features."""
         is_word = (input_ids > 0).unsqueeze(1).to(features.dtype)
         num_words = is_word.sum(dim=2).clamp(min=1)
         words = self.dropout(self.embedding(input_ids).to(features.dtype)).transpose(1, 2) * is_word
@@ -173,13 +175,31 @@ class LiteModel:
     def untrained(cls, prompts: Iterable[str], max_length: int) -> "LiteModel":
         """A new network over the words of `prompts`."""
         tokenizer = WordTokenizer.learn(
-            prompts, max_words=24_000, min_count=2, num_hash_buckets=1_000, max_length=max_length
+            prompts,
+            max_words=24_000,
+            min_count=2,
+            num_hash_buckets=1_000,
+            max_length=max_length,
+            num_last=max_length // 4,
         )
-        return cls(LiteRanker(tokenizer.num_ids), tokenizer)
+        return cls.over(tokenizer)
+
+    @classmethod
+    def over(cls, tokenizer: WordTokenizer) -> "LiteModel":
+        """A new network over a tokenizer's words, whose vectors start where English has them."""
+        network = LiteRanker(tokenizer.num_ids, num_features=tokenizer.num_features)
+        start = word_vectors()
+        places = {word: place for place, word in enumerate(start.words)}
+        known = [word for word in tokenizer.vocabulary if word in places]
+        vectors = start.vectors[[places[word] for word in known]]
+        with torch.no_grad():
+            ids = torch.tensor([tokenizer.id_of(word) for word in known], dtype=torch.long)
+            network.embedding.weight[ids] = torch.from_numpy(vectors)
+        return cls(network, tokenizer)
 
     def encode(self, prompts: Sequence[str]) -> list[Any]:
-        encode, max_length = self.tokenizer.encode, self.max_length
-        return [(encode(prompt), surface_features(prompt, max_length)) for prompt in prompts]
+        encode, features = self.tokenizer.encode, self.tokenizer.features
+        return [(encode(prompt), features(prompt)) for prompt in prompts]
 
     def num_tokens(self, encoded: Any) -> int:
         return len(encoded[0])

@@ -21,7 +21,7 @@ from pars.learn.lite_graph import read_lite_graph
 from pars.learn.models import LiteModel, LiteRanker
 from pars.learn.rows import first_line
 from pars.ranker import MODEL_FILE, TOKENIZER_FILE, Ranker, RankerInfo
-from pars.words import WordTokenizer
+from pars.words import MARKS, WordTokenizer
 
 MOST_WORDS = 48_000  # twice a new ranker's: 6 MB of vectors, however often a ranker learns
 LARGEST_DISAGREEMENT = 1e-3  # in score, between the folder and the weights read from it
@@ -49,7 +49,7 @@ def warm_start(folder: Path, prompts: Sequence[str], *, kept_share: float = 1.0)
     model = LiteModel(network, tokenizer)
     _compare(model, folder, list(prompts[:20]))
     model = with_words_of(model, prompts)
-    _draw_towards_new(model.network, kept_share)
+    _draw_towards_new(model, kept_share)
     return model
 
 
@@ -62,16 +62,19 @@ def with_words_of(model: LiteModel, prompts: Sequence[str]) -> LiteModel:
         min_count=2,
         num_hash_buckets=known.num_hash_buckets,
         max_length=known.max_length,
+        num_last=known.num_last,
     )
-    old = set(known.vocabulary)
+    old = {*known.vocabulary, *MARKS}
     room = max(0, MOST_WORDS - len(known.vocabulary))
     added = [word for word in found.vocabulary if word not in old][:room]
     tokenizer = WordTokenizer(
         [*known.vocabulary, *added],
         num_hash_buckets=known.num_hash_buckets,
         max_length=known.max_length,
+        num_last=known.num_last,
+        num_features=known.num_features,
     )
-    sources = [*range(known.num_ids), *(known.encode(word)[0] for word in added)]
+    sources = [*range(known.num_ids), *map(known.id_of, added)]
     return LiteModel(_with_rows(model.network, sources), tokenizer)
 
 
@@ -79,6 +82,7 @@ def _with_rows(network: LiteRanker, sources: Sequence[int]) -> LiteRanker:
     """The same network over other ids: id i has what id sources[i] had."""
     wider = LiteRanker(
         len(sources),
+        num_features=network.num_features,
         width=network.embedding.weight.shape[1],
         num_pair_buckets=network.num_pair_buckets,
     )
@@ -89,14 +93,10 @@ def _with_rows(network: LiteRanker, sources: Sequence[int]) -> LiteRanker:
     return wider
 
 
-def _draw_towards_new(network: LiteRanker, kept_share: float) -> None:
-    new = LiteRanker(
-        network.embedding.num_embeddings,
-        width=network.embedding.embedding_dim,
-        num_pair_buckets=network.num_pair_buckets,
-    )
+def _draw_towards_new(model: LiteModel, kept_share: float) -> None:
+    new = LiteModel.over(model.tokenizer).network
     with torch.no_grad():
-        for weights, new_weights in zip(network.parameters(), new.parameters(), strict=True):
+        for weights, new_weights in zip(model.network.parameters(), new.parameters(), strict=True):
             weights.lerp_(new_weights, 1 - kept_share)
 
 

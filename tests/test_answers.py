@@ -355,7 +355,9 @@ def test_what_all_answers_hold_is_bounded():
 
 def test_no_answer_at_all_is_named():
     """An app that sends nothing has answered nothing, whoever left."""
-    assert Answer(ByteBudget(1)).facts(client_left=False) == AnswerFacts(known="no_answer")
+    assert Answer(ByteBudget(1)).facts(client_left=False) == AnswerFacts(
+        known="no_answer", finish_reason="error"
+    )
     assert Answer(ByteBudget(1)).facts(client_left=True) == AnswerFacts(
         known="client_left", finish_reason="abort"
     )

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pars.batching import Batcher, BatcherClosed, QueueFull
+from pars.batching import Batcher, BatcherClosed, QueueFull, finite_scores
 from pars.errors import RankerError
 
 from serving import GatedScorer, LengthScorer
 
 
-async def held_up(batcher: Batcher, scorer: GatedScorer) -> "asyncio.Future[list[float]]":
+async def held_up(batcher: Batcher[float], scorer: GatedScorer) -> "asyncio.Future[list[float]]":
     """Put one call on the worker thread, where it stays until the gate opens."""
     first = batcher.submit(["first"])
     await asyncio.to_thread(scorer.entered.wait)
@@ -27,7 +27,7 @@ def test_scores_come_back_in_the_order_of_the_prompts():
     prompts = ["x" * n for n in range(100, 0, -1)]
 
     async def scores() -> list[float]:
-        async with Batcher(LengthScorer(), max_batch_prompts=7) as batcher:
+        async with Batcher(finite_scores(LengthScorer()), max_batch_prompts=7) as batcher:
             return await batcher.score(prompts)
 
     assert list(range(100, 0, -1)) == asyncio.run(scores())
@@ -38,7 +38,7 @@ def test_no_prompts_need_no_scorer():
     scorer = LengthScorer()
 
     async def scores() -> list[float]:
-        async with Batcher(scorer) as batcher:
+        async with Batcher(finite_scores(scorer)) as batcher:
             return await batcher.score([])
 
     assert asyncio.run(scores()) == []
@@ -50,7 +50,7 @@ def test_lone_call_does_not_wait_for_company():
     scorer = LengthScorer()
 
     async def three_in_a_row() -> None:
-        async with Batcher(scorer) as batcher:
+        async with Batcher(finite_scores(scorer)) as batcher:
             for prompt in ("a", "b", "c"):
                 await batcher.score([prompt])
 
@@ -69,7 +69,7 @@ def test_batches_of_a_slow_scorer_stay_within_their_time():
     scorer = SlowScorer()
 
     async def scores() -> list[float]:
-        async with Batcher(scorer, max_batch_s=0.010) as batcher:
+        async with Batcher(finite_scores(scorer), max_batch_s=0.010) as batcher:
             await batcher.score(["first"])
             return await batcher.score(["x"] * 9)
 
@@ -82,7 +82,7 @@ def test_calls_of_one_moment_go_together():
     scorer = LengthScorer()
 
     async def at_once() -> None:
-        async with Batcher(scorer) as batcher:
+        async with Batcher(finite_scores(scorer)) as batcher:
             await asyncio.gather(*[batcher.score([letter]) for letter in "abcde"])
 
     asyncio.run(at_once())
@@ -94,7 +94,7 @@ def test_calls_that_arrive_while_the_thread_works_go_together():
     scorer = GatedScorer()
 
     async def while_busy() -> list[list[float]]:
-        async with Batcher(scorer) as batcher:
+        async with Batcher(finite_scores(scorer)) as batcher:
             first = await held_up(batcher, scorer)
             later = []
             for prompts in (["a"], ["bb", "ccc"], ["dddd"]):
@@ -112,7 +112,7 @@ def test_one_prompt_overtakes_a_call_of_ten_thousand():
     scorer = GatedScorer()
 
     async def behind_a_large_call() -> None:
-        async with Batcher(scorer) as batcher:
+        async with Batcher(finite_scores(scorer)) as batcher:
             first = await held_up(batcher, scorer)
             large = batcher.submit(["large"] * 10_000)
             single = batcher.submit(["single"])
@@ -129,7 +129,7 @@ def test_cancelled_call_is_never_scored():
     scorer = GatedScorer()
 
     async def leave_early() -> int:
-        async with Batcher(scorer) as batcher:
+        async with Batcher(finite_scores(scorer)) as batcher:
             first = await held_up(batcher, scorer)
             leaver = asyncio.create_task(batcher.score(["unwanted"] * 50))
             stayer = asyncio.create_task(batcher.score(["wanted"]))
@@ -150,7 +150,7 @@ def test_cancelled_large_call_stops_half_way():
     scorer = GatedScorer()
 
     async def leave_in_the_middle() -> int:
-        async with Batcher(scorer, max_batch_prompts=4) as batcher:
+        async with Batcher(finite_scores(scorer), max_batch_prompts=4) as batcher:
             large = batcher.submit(["x"] * 100)
             await asyncio.to_thread(scorer.entered.wait)
             large.cancel()
@@ -167,7 +167,7 @@ def test_full_queue_refuses_and_recovers():
     scorer = GatedScorer()
 
     async def too_many() -> list[list[float]]:
-        async with Batcher(scorer, max_queued_prompts=3) as batcher:
+        async with Batcher(finite_scores(scorer), max_queued_prompts=3) as batcher:
             first = await held_up(batcher, scorer)
             fits = batcher.submit(["a", "bb"])
             with pytest.raises(QueueFull, match="and 2 more would pass the bound of 3"):
@@ -200,7 +200,7 @@ def test_failure_reaches_the_callers_of_its_batch_only(bad: str):
     """Both callers of the failed batch hear of it, each with an exception of its own; then on."""
 
     async def fail_once() -> tuple[list[BaseException], list[float]]:
-        async with Batcher(Picky()) as batcher:
+        async with Batcher(finite_scores(Picky())) as batcher:
             together = [batcher.score([bad]), batcher.score(["beside"])]
             failures = await asyncio.gather(*together, return_exceptions=True)
             return failures, await batcher.score(["fine"])
@@ -214,7 +214,7 @@ def test_failure_reaches_the_callers_of_its_batch_only(bad: str):
 
 def test_start_and_close_twice_change_nothing():
     """A batcher built outside a loop starts by itself, and may be closed and started again."""
-    batcher = Batcher(LengthScorer())
+    batcher = Batcher(finite_scores(LengthScorer()))
 
     async def twice() -> list[float]:
         scores = await batcher.score(["a"])
@@ -234,7 +234,7 @@ def test_start_and_close_twice_change_nothing():
 
 def test_next_loop_takes_over_from_one_that_ended():
     """Without close(), a loop that ended leaves nothing behind for the next."""
-    batcher = Batcher(LengthScorer())
+    batcher = Batcher(finite_scores(LengthScorer()))
 
     assert asyncio.run(batcher.score(["a"])) == [1]
     assert asyncio.run(batcher.score(["bb"])) == [2]
@@ -242,7 +242,7 @@ def test_next_loop_takes_over_from_one_that_ended():
 
 def test_two_open_loops_are_refused():
     """A second loop is told so while the first is open."""
-    batcher = Batcher(LengthScorer())
+    batcher = Batcher(finite_scores(LengthScorer()))
 
     async def in_another_loop() -> None:
         await batcher.score(["a"])
@@ -257,7 +257,7 @@ def test_close_fails_what_waits_and_finishes_what_runs():
     scorer = GatedScorer()
 
     async def close_while_busy() -> tuple[list[float], BaseException | None]:
-        batcher = Batcher(scorer)
+        batcher = Batcher(finite_scores(scorer))
         first = await held_up(batcher, scorer)
         waiting = batcher.submit(["late"])
         closing = asyncio.create_task(batcher.close())
@@ -278,7 +278,9 @@ def test_each_batch_is_reported():
 
     async def two_batches() -> None:
         batcher = Batcher(
-            LengthScorer(), max_batch_prompts=4, on_batch=lambda n, s: reports.append((n, s))
+            finite_scores(LengthScorer()),
+            max_batch_prompts=4,
+            on_batch=lambda n, s: reports.append((n, s)),
         )
         async with batcher:
             await batcher.score(["a"] * 6)
@@ -299,7 +301,7 @@ def test_every_caller_gets_its_own_scores(sizes: list[int], max_batch_prompts: i
     calls = [["x" * (7 * call + n) for n in range(size)] for call, size in enumerate(sizes)]
 
     async def all_at_once() -> tuple[list[list[float]], int]:
-        async with Batcher(scorer, max_batch_prompts=max_batch_prompts) as batcher:
+        async with Batcher(finite_scores(scorer), max_batch_prompts=max_batch_prompts) as batcher:
             scores = await asyncio.gather(*map(batcher.score, calls))
             return scores, batcher.num_queued
 

@@ -616,10 +616,10 @@ def test_a_new_ranker_on_disk_takes_over(tmp_path: Path) -> None:
     write(tmp_path, "10", at_ns=1)
     assert ranker.refresh() is True
     assert ranker.refresh() is False
-    assert ranker.score(["a", "b"]).tolist() == [10.0, 10.0]
+    assert [it.tokens for it in ranker.expect(["a", "b"])] == [10.0, 10.0]
     write(tmp_path, "20", at_ns=2)
     assert ranker.refresh() is True
-    assert ranker.score(["a"]).tolist() == [20.0]
+    assert [it.tokens for it in ranker.expect(["a"])] == [20.0]
     assert versions.num_loads == 2
 
 
@@ -633,7 +633,7 @@ def test_a_damaged_ranker_leaves_the_old_one_serving(tmp_path: Path) -> None:
     with pytest.raises(RankerError, match="damaged"):
         ranker.refresh()
     assert ranker.refresh() is False
-    assert ranker.score(["a"]).tolist() == [10.0]
+    assert [it.tokens for it in ranker.expect(["a"])] == [10.0]
 
 
 def test_upkeep_outlives_failures(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import json
 import re
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pars.held_body import ByteBudget
@@ -119,23 +119,25 @@ class Answer:
             self._body.feed(data)
 
     def facts(self, *, client_left: bool) -> AnswerFacts:
-        """What it told, once nothing more comes. Gives back what was held; call it once."""
-        if self._body is None:
-            if not self.is_whole:
-                self._unknown = "client_left" if client_left else self._unknown
-            reason = "abort" if client_left and not self.is_whole else None
-            return AnswerFacts(known=self._unknown or "no_answer", finish_reason=reason)
-        told = self._body.told()
-        self._body.give_back()
-        if not self.is_whole or self._body.broke_off:
-            left = client_left and not self.is_whole
-            return AnswerFacts(
-                known="client_left" if left else "cut_short",
-                prompt_tokens=told.prompt_tokens,
-                answer_tokens=told.answer_tokens,
-                is_exact=told.is_exact,
-                finish_reason="abort" if left else "error",
-            )
+        """
+        What it told, once nothing more comes. Gives back what was held; call it once.
+
+        Args:
+            client_left: Before the end. What an engine says to nobody then does not count.
+        """
+        told = AnswerFacts(
+            known=self._unknown or "no_answer",
+            finish_reason="error" if self.status is None else None,
+        )
+        broke_off = False
+        if self._body is not None:
+            told = self._body.told()
+            broke_off = self._body.broke_off or not self.is_whole
+            self._body.give_back()
+        if client_left:
+            return replace(told, known="client_left", finish_reason="abort")
+        if broke_off:
+            return replace(told, known="cut_short", finish_reason="error")
         return told
 
 

@@ -23,12 +23,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Self
+from typing import Generic, Self, TypeVar
 
 import numpy as np
 
 from pars.errors import ParsError, RankerError
 from pars.ranker import Scorer
+
+T = TypeVar("T")  # what scoring gives for a prompt
 
 NUM_REMEMBERED = 4  # batches, about, in the time that a prompt is taken to need
 
@@ -42,24 +44,41 @@ class BatcherClosed(ParsError):
 
 
 @dataclass(slots=True, eq=False)
-class _Call:
+class _Call(Generic[T]):
     """One caller's prompts, of which the first `num_taken` have left the queue."""
 
     prompts: Sequence[str]
-    future: asyncio.Future[list[float]]
+    future: asyncio.Future[list[T]]
     num_taken: int = 0
-    scores: list[float] = field(default_factory=list)
+    scores: list[T] = field(default_factory=list)
 
 
 @dataclass(slots=True, eq=False)
-class _Batch:
+class _Batch(Generic[T]):
     """Prompts scored in one go, and how many of them, in order, belong to which call."""
 
     prompts: list[str] = field(default_factory=list)
-    shares: list[tuple[_Call, int]] = field(default_factory=list)
+    shares: list[tuple[_Call[T], int]] = field(default_factory=list)
 
 
-class Batcher:
+def finite_scores(scorer: Scorer) -> Callable[[Sequence[str]], list[float]]:
+    """
+    A scorer for a `Batcher`: one finite score a prompt.
+
+    Raises:
+        RankerError: raised by what is returned, when the scorer gave anything else.
+    """
+
+    def score(prompts: Sequence[str]) -> list[float]:
+        scores: list[float] = np.asarray(scorer.score(prompts), np.float64).tolist()
+        if len(scores) != len(prompts) or not all(map(math.isfinite, scores)):
+            raise RankerError("the ranker did not give one finite score a prompt")
+        return scores
+
+    return score
+
+
+class Batcher(Generic[T]):
     """
     Gives a blocking scorer to any number of asyncio callers, on one event loop at a time.
 
@@ -67,7 +86,8 @@ class Batcher:
     it, and a closed batcher takes calls again after another `start()`.
 
     Args:
-        scorer: Called from one thread only.
+        score: Gives something for each prompt, in order (`finite_scores`); called from one thread
+            only.
         max_batch_prompts: Prompts a batch holds at most. It bounds how long a new call can wait
             for the batch before it; the cost of a hand-off is spread thin well below 32.
         max_batch_s: If set, a batch holds no more prompts than should be scored in that time, going
@@ -80,7 +100,7 @@ class Batcher:
 
     def __init__(
         self,
-        scorer: Scorer,
+        score: Callable[[Sequence[str]], list[T]],
         *,
         max_batch_prompts: int = 32,
         max_batch_s: float = math.inf,
@@ -91,20 +111,20 @@ class Batcher:
             raise ValueError("max_batch_prompts and max_queued_prompts must be at least 1")
         self.num_queued = 0
         self.max_queued_prompts = max_queued_prompts
-        self._scorer = scorer
+        self._score = score
         self._max_batch_prompts = max_batch_prompts
         self._max_batch_s = max_batch_s
         self._prompt_s = 0.0  # the time a prompt took lately
         self._max_prompts_a_turn = max(1, max_batch_prompts // 4)
         self._on_batch = on_batch
-        self._waiting: deque[_Call] = deque()
+        self._waiting: deque[_Call[T]] = deque()
         self._busy = False  # a batch is being scored, or about to be gathered
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._inbox: SimpleQueue[_Batch | None] = SimpleQueue()
+        self._inbox: SimpleQueue[_Batch[T] | None] = SimpleQueue()
         self._stopped: asyncio.Future[None] | None = None
 
-    def submit(self, prompts: Sequence[str]) -> asyncio.Future[list[float]]:
+    def submit(self, prompts: Sequence[str]) -> asyncio.Future[list[T]]:
         """
         Queue a call; the future gives one score a prompt, in order.
 
@@ -138,7 +158,7 @@ class Batcher:
             loop.call_soon(self._send_next_batch)
         return call.future
 
-    async def score(self, prompts: Sequence[str]) -> list[float]:
+    async def score(self, prompts: Sequence[str]) -> list[T]:
         """Queue a call and wait for its scores; raises as `submit` does. Cancelling drops it."""
         return await self.submit(prompts)
 
@@ -187,7 +207,7 @@ class Batcher:
 
     # On the event loop
 
-    def _forget(self, call: _Call) -> None:
+    def _forget(self, call: _Call[T]) -> None:
         self.num_queued -= len(call.prompts) - call.num_taken
         call.num_taken = len(call.prompts)
 
@@ -198,9 +218,9 @@ class Batcher:
             self.num_queued -= len(batch.prompts)
             self._inbox.put(batch)
 
-    def _take_batch(self) -> _Batch:
+    def _take_batch(self) -> _Batch[T]:
         """A few prompts of each waiting call in turn, until the batch is full."""
-        batch = _Batch()
+        batch = _Batch[T]()
         most = self._max_batch_prompts
         if self._prompt_s > 0:
             most = max(1, int(min(most, self._max_batch_s / self._prompt_s)))
@@ -218,7 +238,7 @@ class Batcher:
         return batch
 
     def _deliver(
-        self, batch: _Batch, outcome: list[float] | BaseException, scoring_s: float
+        self, batch: _Batch[T], outcome: list[T] | BaseException, scoring_s: float
     ) -> None:
         prompt_s = scoring_s / len(batch.prompts)
         self._prompt_s += (prompt_s - self._prompt_s) / (NUM_REMEMBERED if self._prompt_s else 1)
@@ -242,7 +262,7 @@ class Batcher:
     def _work(
         self,
         loop: asyncio.AbstractEventLoop,
-        inbox: SimpleQueue[_Batch | None],
+        inbox: SimpleQueue[_Batch[T] | None],
         stopped: asyncio.Future[None],
     ) -> None:
         with suppress(RuntimeError):  # the loop ended without close(): nobody waits any more
@@ -253,12 +273,9 @@ class Batcher:
                 loop.call_soon_threadsafe(self._deliver, batch, outcome, scoring_s)
             loop.call_soon_threadsafe(stopped.set_result, None)
 
-    def _scored(self, prompts: list[str]) -> list[float] | BaseException:
+    def _scored(self, prompts: list[str]) -> list[T] | BaseException:
         try:
-            scores: list[float] = np.asarray(self._scorer.score(prompts), np.float64).tolist()
-            if len(scores) != len(prompts) or not all(map(math.isfinite, scores)):
-                raise RankerError("the ranker did not give one finite score a prompt")
-            return scores
+            return self._score(prompts)
         except BaseException as error:  # even SystemExit: the callers must hear of it
             return error
 

@@ -140,6 +140,12 @@ def serve(
     help="How long streams may go on after SIGTERM.",
 )
 @click.option(
+    "--outcomes",
+    metavar="DIR",
+    help="Keep what became of each request in this folder; prompts only with PARS_OUTCOME_PROMPTS."
+    "  [default: PARS_OUTCOMES, else nothing is kept]",
+)
+@click.option(
     "--probe",
     is_flag=True,
     help="Do not serve: fill the upstream's slots, see whether it admits by priority, and say so.",
@@ -154,6 +160,7 @@ def gateway(
     timeout_s: float,
     max_connections: int,
     drain_s: int,
+    outcomes: str | None,
     probe: bool,
 ) -> None:
     """
@@ -166,7 +173,9 @@ def gateway(
     from pars.upstream import Upstream
 
     server = Upstream(upstream, timeout_s=timeout_s, max_connections=max_connections)
-    settings = Settings.from_env(ranker=ranker, engine=engine, max_overtake_s=max_overtake_s)
+    settings = Settings.from_env(
+        ranker=ranker, engine=engine, max_overtake_s=max_overtake_s, outcomes=outcomes
+    )
     if probe:
         from pars.probe import run_probe
 

@@ -16,15 +16,22 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from pars.batching import Batcher, QueueFull
 from pars.body_priority import PriorityAppender, with_priority
 from pars.engines import ENGINES, PRIORITY_HEADER, Engine, engine_of_host, scheduling_policy
 from pars.held_body import TOO_MUCH, ASGIApp, ByteBudget, HeldBody, Message, Receive, Scope, Send
-from pars.live_ranker import LiveRanker, keep_fresh
+from pars.live_ranker import Expectation, LiveRanker, keep_fresh
+from pars.outcome_writer import OutcomeWriter
+from pars.outcomes import Outcome
 from pars.priority import cost_tokens
 from pars.prompts import GenerationRequest, Prompt, Reader, reader_of
-from pars.serve_metrics import ServeMetrics
+from pars.ranker_judge import RankerJudge
+from pars.recorder import Decided, Recorder
+from pars.serve_metrics import DriftMetrics, OutcomeMetrics, ServeMetrics
 from pars.settings import Settings
 from pars.trust import PRIVATE_HEADERS, WISH_HEADERS, Wish
 
@@ -33,6 +40,22 @@ log = logging.getLogger("vllm.pars" if "vllm" in sys.modules else "pars")
 
 SECONDS_BETWEEN_WARNINGS = 60.0
 NO_TEXT = GenerationRequest((Prompt(None, 0.0),))
+MAX_NAME_CHARS = 256  # of a model's or a request's name, kept until the answer ends
+
+
+@dataclass(slots=True)
+class _Asked:
+    """A request as far as it could be read, and what its priority came from."""
+
+    request: GenerationRequest = NO_TEXT
+    decision: str = "error"
+    model: str | None = None
+    request_id: str | None = None
+    expectations: list[Expectation] | None = None  # of the first texts
+
+    @property
+    def texts(self) -> list[str]:
+        return [prompt.text for prompt in self.request.prompts if prompt.text]
 
 
 class PriorityMiddleware:
@@ -64,14 +87,19 @@ class PriorityMiddleware:
         self._trust = settings.trust()
         self._clock = clock
         self._batcher = Batcher(
-            self.ranker,
+            self.ranker.expect,
             max_batch_s=settings.budget_ms / 2000,  # so that `_scored` sees the scorer get on
             max_queued_prompts=settings.max_queued_prompts,
         )
-        self._upkeep: asyncio.Task[None] | None = None
+        self._writer: OutcomeWriter | None = None
+        self._judge: RankerJudge | None = None
+        self._recorder: Recorder | None = None
+        self._upkeep: list[asyncio.Task[None]] = []
         self.byte_budget = ByteBudget(settings.max_buffered_bytes)
         self._quiet_until_s = 0.0
         self._first_load()
+        if settings.outcomes or settings.drift:
+            self._follow_requests(OutcomeMetrics(self.metrics.registry))
 
     def use_engine(self, engine: Engine) -> None:
         """Set priorities the way `engine` takes them, from the next request on."""
@@ -87,7 +115,7 @@ class PriorityMiddleware:
             await self.app(scope, receive, send)
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._upkeep is None:  # a host that sends no lifespan
+        if not self._upkeep:  # a host that sends no lifespan
             self._start(scope)
         reader = reader_of(scope["path"]) if scope["method"] == "POST" else None
         if reader is None or not self.engine.takes_priority:
@@ -99,68 +127,112 @@ class PriorityMiddleware:
         with HeldBody(self.byte_budget, self.settings.max_body_bytes) as body:
             await body.take(receive)
             began_s = time.perf_counter()
-            priority = await self._priority(reader, body, wish)
+            arrival_s = self._clock()  # once the body is here: a slow sender gains no age by it
+            asked = await self._asked(reader, body, wish)
+            priority = self._priority(asked, wish, arrival_s)
             self.metrics.decision_seconds.observe(time.perf_counter() - began_s)
+            decided = self._decided(asked, scope["path"], arrival_s, began_s)
+            del asked  # the prompts: what follows takes as long as the answer
             scope, receive = self._stamped(_without(scope, WISH_HEADERS), body, priority, receive)
-            await self.app(scope, receive, send)
+            if self._recorder is None:
+                await self.app(scope, receive, send)
+            else:
+                await self._recorder.follow(self.app, scope, receive, send, decided)
 
-    async def _priority(self, reader: Reader, body: HeldBody, wish: Wish) -> int:
-        """The request's priority. Never raises; counts why it is what it is."""
-        request, expected, outcome = NO_TEXT, None, "error"
-        arrival_s = self._clock()  # once the body is here: a slow sender gains no age by it
-        calibration = self.ranker.calibration
+    async def _asked(self, reader: Reader, body: HeldBody, wish: Wish) -> _Asked:
+        """The request, scored if it can be. Never raises."""
+        asked = _Asked()
         try:
-            request, outcome = self._read(reader, body)
+            self._read(reader, body, asked)
             if wish.priority is not None:
-                self.metrics.count("trusted")
-                return min(max(wish.priority, -(2**63)), 2**63 - 1)
-            if outcome == "scored":
-                expected = await self._expected_tokens(request)
+                asked.decision = "trusted"
+            elif asked.decision == "scored":
+                asked.expectations = await self._expectations(asked.texts)
+                if self._judge is not None and not self._judge.is_useful:
+                    asked.decision = "drifted"
         except TimeoutError:
-            outcome = "over_budget"
+            asked.decision = "over_budget"
         except QueueFull:
-            outcome = "queue_full"
+            asked.decision = "queue_full"
         except Exception as error:  # scoring is a favour: nothing here may cost a request
-            if outcome == "scored":
-                outcome = "scorer_failed" if self.ranker.is_loaded else "no_ranker"
+            if asked.decision == "scored":
+                asked.decision = "scorer_failed" if self.ranker.is_loaded else "no_ranker"
             self._warn(error)
-        self.metrics.count(outcome)
-        if expected is None:
-            expected = [calibration.neutral_tokens] * len(request.prompts)
-        cost = cost_tokens(request, expected, obey_limits=self.settings.obey_limits)
+        return asked
+
+    def _priority(self, asked: _Asked, wish: Wish, arrival_s: float) -> int:
+        """The request's priority; counts why it is what it is."""
+        self.metrics.count(asked.decision)
+        if wish.priority is not None and asked.decision == "trusted":
+            return min(max(wish.priority, -(2**63)), 2**63 - 1)
+        calibration = self.ranker.calibration
+        if asked.decision == "drifted":
+            cost = calibration.neutral_tokens  # the same for all: first come, first served
+        else:
+            expected = self._expected_tokens(asked)
+            cost = cost_tokens(asked.request, expected, obey_limits=self.settings.obey_limits)
         self.metrics.cost_tokens.observe(cost)
         return self._policy.key(
             cost, arrival_s, long_tokens=calibration.long_tokens, offset_s=wish.offset_s
         )
 
-    def _read(self, reader: Reader, body: HeldBody) -> tuple[GenerationRequest, str]:
+    def _decided(self, asked: _Asked, path: str, arrival_s: float, began_s: float) -> Decided:
+        """What is known of the request by now, without its texts unless they are to be kept."""
+        first = asked.expectations[0] if asked.expectations else None
+        texts, writer = asked.texts, self._writer
+        text = texts[0][: self.settings.max_prompt_chars] if texts and writer else None
+        outcome = Outcome(
+            arrival_s=arrival_s,
+            path=path[-MAX_NAME_CHARS:],
+            decision=asked.decision,
+            model=asked.model,
+            ranker=first.ranker if first else None,
+            score=first.score if first else None,
+            expected_tokens=first.tokens if first else None,
+            max_tokens=asked.request.max_tokens,
+            num_answers=asked.request.num_answers,
+            num_prompts=len(asked.request.prompts),
+            prompt_key=writer.key_of(text) if writer and text else None,
+            prompt=text if self.settings.outcome_prompts else None,
+        )
+        return Decided(outcome=outcome, began_s=began_s, request_id=asked.request_id)
+
+    def _read(self, reader: Reader, body: HeldBody, asked: _Asked) -> None:
+        asked.decision = body.outcome or "undecodable"
         if body.outcome is not None:
-            return NO_TEXT, body.outcome
+            return
         try:
             parsed = json.loads(body.content())
         except (ValueError, RecursionError):
-            return NO_TEXT, "undecodable"
+            return
         if not isinstance(parsed, dict):
-            return NO_TEXT, "undecodable"
+            return
         body.is_object = True
-        request = reader(parsed)
-        return request, "scored" if any(prompt.text for prompt in request.prompts) else "no_text"
+        asked.decision = "error"
+        asked.request = reader(parsed)
+        asked.model, asked.request_id = _name(parsed, "model"), _name(parsed, "request_id")
+        asked.decision = "scored" if asked.texts else "no_text"
 
-    async def _expected_tokens(self, request: GenerationRequest) -> list[float]:
-        """
-        Expected answer tokens of each prompt, within the bounds on time and work.
+    async def _expectations(self, texts: list[str]) -> list[Expectation]:
+        """What is expected of the first `max_prompts` texts, within the bounds on time and work."""
+        cut = [
+            text[: self.settings.max_prompt_chars] for text in texts[: self.settings.max_prompts]
+        ]
+        return await self._scored(self._batcher.submit(cut))
 
-        Of a long list only the first `max_prompts` texts are scored; the others get their mean.
+    def _expected_tokens(self, asked: _Asked) -> list[float]:
         """
-        texts = [it.text for it in request.prompts if it.text][: self.settings.max_prompts]
-        cut = [text[: self.settings.max_prompt_chars] for text in texts]
-        tokens = await self._scored(self._batcher.submit(cut))
-        rest = sum(tokens) / len(tokens)
-        scored = iter(tokens)
+        Expected answer tokens of each prompt.
+
+        Texts beyond those that were scored get the mean of those; the others a middle answer.
+        """
         neutral = self.ranker.calibration.neutral_tokens
-        return [next(scored, rest) if it.text else neutral for it in request.prompts]
+        tokens = [it.tokens for it in asked.expectations or ()]
+        rest = sum(tokens) / len(tokens) if tokens else neutral
+        scored = iter(tokens)
+        return [next(scored, rest) if it.text else neutral for it in asked.request.prompts]
 
-    async def _scored(self, scores: asyncio.Future[list[float]]) -> list[float]:
+    async def _scored(self, scores: asyncio.Future[list[Expectation]]) -> list[Expectation]:
         """
         The scores, waited for while the scorer gets on: not beyond a budget without a batch done.
 
@@ -219,12 +291,27 @@ class PriorityMiddleware:
             log.error("no request is scored until the ranker loads: %s", error)
             self.metrics.reloads.labels("failed").inc()
 
+    def _follow_requests(self, metrics: OutcomeMetrics) -> None:
+        observers: list[Callable[[Outcome], None]] = []
+        if self.settings.outcomes:
+            self._writer = OutcomeWriter(
+                Path(self.settings.outcomes), self.settings.outcome_limits(), metrics
+            )
+            observers.append(self._writer.put)
+        if self.settings.drift:
+            shown = DriftMetrics(self.metrics.registry)
+            self._judge = RankerJudge(self.ranker, self.settings.drift_settings(), shown)
+            observers.append(self._judge.observe)
+        self._recorder = Recorder(observers, metrics, clock=self._clock)
+
     def _start(self, scope: Scope) -> None:
         self._batcher.start()
-        on_result = lambda result: self.metrics.reloads.labels(result).inc()  # noqa: E731
-        self._upkeep = asyncio.create_task(
-            keep_fresh(self.ranker, self.settings.reload_s, on_result)
-        )
+        upkeep = [keep_fresh(self.ranker, self.settings.reload_s, self._on_load)]
+        if self._writer is not None:
+            self._writer.start()
+        if self._judge is not None:
+            upkeep.append(self._judge.keep_judging())
+        self._upkeep = [asyncio.create_task(work) for work in upkeep]
         policy = scheduling_policy(scope.get("app"))
         if policy is None:
             return
@@ -238,18 +325,32 @@ class PriorityMiddleware:
                 policy,
             )
 
+    def _on_load(self, result: str) -> None:
+        self.metrics.reloads.labels(result).inc()
+        if result == "loaded" and self._judge is not None:
+            self._judge.start_afresh()
+
     async def _stop(self) -> None:
-        if self._upkeep is not None:
-            self._upkeep.cancel()
-            self._upkeep = None
+        for task in self._upkeep:
+            task.cancel()
+        self._upkeep = []
         with suppress(TimeoutError):
             await asyncio.wait_for(self._batcher.close(), self.max_closing_s)
+        if self._recorder is not None:
+            self._recorder.close()
+        if self._writer is not None:
+            await asyncio.to_thread(self._writer.close, self.max_closing_s)
 
     def _warn(self, error: Exception) -> None:
         now_s = time.monotonic()
         if now_s >= self._quiet_until_s:
             self._quiet_until_s = now_s + SECONDS_BETWEEN_WARNINGS
             log.warning("requests go on unscored: %s: %s", type(error).__name__, error)
+
+
+def _name(body: dict[str, Any], field: str) -> str | None:
+    value = body.get(field)
+    return value[:MAX_NAME_CHARS] if isinstance(value, str) else None
 
 
 def _appending(appender: PriorityAppender, receive: Receive) -> Receive:

@@ -60,7 +60,7 @@ class ScoreEndpoint:
     def __init__(
         self,
         operation: Operation,
-        batcher: Batcher,
+        batcher: Batcher[float],
         limits: Limits,
         *,
         on_rejected: Callable[[], None],

@@ -1,11 +1,17 @@
 """What the middleware counts, as Prometheus metrics; inside vLLM they appear on its /metrics."""
 
+import math
+
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+
+from pars.answers import KNOWN, UNKNOWN
+from pars.metrics import Estimate
 
 # A priority was chosen from the prompt, or there was a good reason not to.
 DECIDED = ("scored", "no_text", "trusted")
 # The request went on with a neutral priority.
 FAILED_OPEN = (
+    "drifted",
     "over_budget",
     "queue_full",
     "scorer_failed",
@@ -61,15 +67,27 @@ class ServeMetrics:
 
 
 # Outcomes that were not written.
-DROPPED = ("queue_full", "disk_full", "write_failed", "shutdown")
+DROPPED = ("queue_full", "disk_full", "write_failed", "shutdown", "error")
 # Prompts that were not written though their outcomes may have been.
 DROPPED_PROMPTS = ("redacted", "redact_failed", "disk_full", "write_failed")
 
 
 class OutcomeMetrics:
-    """What the writer of outcomes counts; one per registry."""
+    """What those count that make outcomes and write them; one per registry."""
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        answers = Counter(
+            "pars_answers_total",
+            "Generation requests that ended, by how the answer's length came to be known or not.",
+            ["length"],
+            registry=registry,
+        )
+        self._answers = {known: answers.labels(known) for known in KNOWN + UNKNOWN}
+        self.clock_jumps = Counter(
+            "pars_clock_jumps_total",
+            "Requests in whose time the wall clock was set.",
+            registry=registry,
+        )
         self.written = Counter(
             "pars_outcomes_written_total", "Outcomes written.", registry=registry
         )
@@ -85,6 +103,10 @@ class OutcomeMetrics:
         self._dropped = {reason: dropped.labels(reason) for reason in DROPPED}
         self._dropped_prompts = {reason: prompts.labels(reason) for reason in DROPPED_PROMPTS}
 
+    def answered(self, known: str) -> None:
+        """Count a request that ended; `known` is one of KNOWN or UNKNOWN of pars.answers."""
+        self._answers[known].inc()
+
     def dropped(self, reason: str) -> None:
         """Count an outcome that was not written; `reason` is one of DROPPED."""
         self._dropped[reason].inc()
@@ -92,3 +114,28 @@ class OutcomeMetrics:
     def dropped_prompt(self, reason: str) -> None:
         """Count a prompt that was not written; `reason` is one of DROPPED_PROMPTS."""
         self._dropped_prompts[reason].inc()
+
+
+class DriftMetrics:
+    """How well the ranker orders, by the answers that came; one per registry."""
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        def gauge(name: str, documentation: str) -> Gauge:
+            return Gauge(name, documentation, registry=registry, multiprocess_mode="mostrecent")
+
+        self.tau_b = gauge(
+            "pars_ranker_tau_b", "Between expected and actual answer tokens, over a window."
+        )
+        self.tau_b_low = gauge("pars_ranker_tau_b_low", "Lower end of its 95% interval.")
+        self.tau_b_high = gauge("pars_ranker_tau_b_high", "Upper end of its 95% interval.")
+        self.in_use = gauge(
+            "pars_ranker_in_use", "1: the ranker orders the queue; 0: none does, or it does harm."
+        )
+        self.show(None, is_in_use=False)
+
+    def show(self, tau_b: Estimate | None, *, is_in_use: bool) -> None:
+        """Show the last judgement; without one, or without a value, tau-b is nan."""
+        self.tau_b.set(math.nan if tau_b is None else tau_b.value)
+        self.tau_b_low.set(math.nan if tau_b is None else tau_b.low)
+        self.tau_b_high.set(math.nan if tau_b is None else tau_b.high)
+        self.in_use.set(is_in_use)

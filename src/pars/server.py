@@ -24,7 +24,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pars import __version__
-from pars.batching import Batcher
+from pars.batching import Batcher, finite_scores
 from pars.errors import MissingExtra, RankerError
 from pars.ranker import Ranker, Scorer, boxed_ranker
 from pars.score_api import OPERATIONS, Problem
@@ -52,7 +52,9 @@ def create_app(scorer: Scorer | None = None, *, limits: Limits | None = None) ->
     limits = limits or Limits()
     metrics = ScoreMetrics()
     batcher = Batcher(
-        scorer, max_queued_prompts=limits.max_queued_prompts, on_batch=metrics.observe_batch
+        finite_scores(scorer),
+        max_queued_prompts=limits.max_queued_prompts,
+        on_batch=metrics.observe_batch,
     )
     metrics.queued_prompts.set_function(lambda: batcher.num_queued)
 

@@ -10,8 +10,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
+from pars.drift import DriftSettings
 from pars.engines import ENGINES
 from pars.errors import ParsError
+from pars.outcome_writer import OutcomeLimits, load_redact
 from pars.priority import DEFAULT_MAX_OVERTAKE_S, PriorityPolicy
 from pars.ranker import boxed_ranker
 from pars.trust import Trust, read_key_offsets_s, read_proxies
@@ -39,6 +41,14 @@ class Settings:
     trusted_proxies: str = ""
     trusted_secret: str = ""
     key_offsets: str = ""  # file
+    outcomes: str = ""  # folder; empty: none are kept
+    outcome_prompts: bool = False
+    outcome_retention_s: float = 7 * 86_400.0
+    outcome_max_bytes: int = 256 << 20
+    outcome_redact: str = ""  # package.module:function
+    drift: bool = True
+    drift_limit: float = 0.0
+    drift_window: int = 1000
 
     def __post_init__(self) -> None:
         if self.engine not in ("auto", *ENGINES):
@@ -52,6 +62,8 @@ class Settings:
             if not 0 <= getattr(self, name) < math.inf:
                 raise ParsError(f"{name}: must be 0 or more, not {getattr(self, name)}")
         self.policy()
+        self.outcome_limits()
+        self.drift_settings()
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ, **overrides: Any) -> Self:
@@ -84,6 +96,30 @@ class Settings:
             )
         except ValueError as error:
             raise ParsError(str(error)) from None
+
+    def outcome_limits(self) -> OutcomeLimits:
+        """What may be kept of finished requests; imports the redaction hook."""
+        return OutcomeLimits(
+            max_bytes=self.outcome_max_bytes,
+            keeps_prompts=self.outcome_prompts,
+            retention_s=self.outcome_retention_s,
+            redact=load_redact(self.outcome_redact) if self.outcome_redact else None,
+        )
+
+    def drift_settings(self) -> DriftSettings:
+        """When the ranker counts as worse than useless."""
+        usual = DriftSettings()
+        if self.drift_window < 3:
+            raise ParsError(f"drift_window: must be at least 3, not {self.drift_window}")
+        try:
+            return DriftSettings(
+                limit=self.drift_limit,
+                window=self.drift_window,
+                min_answers=min(usual.min_answers, self.drift_window),
+                judge_every=min(usual.judge_every, self.drift_window),
+            )
+        except ParsError as error:
+            raise ParsError(f"drift_{error}") from None
 
     def trust(self) -> Trust:
         """Who may move a request; reads the file of key offsets."""

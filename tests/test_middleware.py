@@ -28,14 +28,14 @@ from pars.settings import Settings
 from serving import DEADLINE_S, GatedScorer, LengthScorer, eventually
 
 NOW_S = EPOCH_S + 1000.0
-PROMPT_COST = 0.01 / 4  # of one character of prompt, in tokens
+TOKENS_PER_CHAR = 1 / 4  # of a prompt
 LONG_TOKENS = 900.0  # at quantile 0.9 of the calibration below
 INFO = SimpleNamespace(score_quantiles=[0.0, 1000.0], expected_tokens=[0.0, 1000.0])
 
 
 def expected_key(tokens: float, prompt_chars: int, now_s: float = NOW_S) -> int:
     """The key worked out: linear up to 900 tokens, which is 0.95 of 30 s, in microseconds."""
-    cost = tokens + prompt_chars * PROMPT_COST
+    cost = math.sqrt(tokens * (tokens + prompt_chars * TOKENS_PER_CHAR))
     return int((now_s - EPOCH_S) * 1e6) + int(0.95 * cost / LONG_TOKENS * 30_000_000)
 
 

@@ -3,7 +3,7 @@
 import heapq
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import given, settings
@@ -86,10 +86,29 @@ def test_calibration_never_turns_two_scores_round(
 
 
 def test_cost_is_capped_multiplied_and_has_a_prompt_part() -> None:
-    """Two answers capped at 50 tokens and 200 prompt tokens cost 2 * 50 + 200 / 100 = 102."""
-    request = GenerationRequest((Prompt("x", 200.0),), max_tokens=50, num_answers=2)
-    assert cost_tokens(request, [400.0]) == 102.0
-    assert cost_tokens(request, [400.0], obey_limits=False) == 802.0
+    """
+    Two answers capped at 50 tokens and 300 prompt tokens: the root of 100 * (100 + 300) is 200;
+    uncapped at 450 tokens each, that of 900 * (900 + 700) is 1,200.
+    """
+    request = GenerationRequest((Prompt("x", 300.0),), max_tokens=50, num_answers=2)
+    assert cost_tokens(request, [450.0]) == 200.0
+    long_prompt = replace(request, prompts=(Prompt("x", 700.0),))
+    assert cost_tokens(long_prompt, [450.0], obey_limits=False) == 1200.0
+
+
+@given(
+    answer=st.floats(1, 1e5),
+    more=st.floats(0, 1e5),
+    prompt=st.floats(0, 1e5),
+    later=st.floats(0, 1e5),
+)
+def test_cost_rises_with_the_answer_and_with_the_prompt(
+    answer: float, more: float, prompt: float, later: float
+) -> None:
+    """Neither a longer answer nor a longer prompt ever buys a better place."""
+    shorter = GenerationRequest((Prompt("x", prompt),))
+    longer = GenerationRequest((Prompt("x", prompt + later),))
+    assert cost_tokens(shorter, [answer]) <= cost_tokens(longer, [answer + more]) * (1 + 1e-12)
 
 
 def test_prompts_of_a_list_add_up() -> None:

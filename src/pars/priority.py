@@ -22,9 +22,9 @@ DEFAULT_MAX_OVERTAKE_S = 30.0
 MAX_OFFSET_S = 10_000_000.0  # 115 days: longer than any queue, and far from any overflow
 MAX_RANGE_S = 1e9
 
-# Per token, prefill runs some hundreds of times faster than one sequence decodes (an 8B model on an
-# H100: 0.035 ms against 6 to 10 ms), but it takes memory too: a hundredth is the round middle.
-PROMPT_TOKEN_COST = 0.01
+# Of the work of an answer token. Where there is a queue, batches are full: an 8B model on an H100
+# takes 0.035 ms a prompt token, and 10 ms for a token to each of 256 answers, 0.04 ms a token.
+PROMPT_TOKEN_WORK = 1.0
 
 # Answers expected to be among the longest tenth share the last twentieth of the range, so that the
 # rest of it separates the short from the middling. (docs/serving.md: measured against other curves)
@@ -107,16 +107,23 @@ def cost_tokens(
     """
     What the request is expected to take, in answer tokens; the prompts of a list add up.
 
+    The root of answer * (answer + prompt), by Smith's rule (1956, doi:10.1002/nav.3800030106): a
+    weighted mean of completion times is least in the order of work over weight. The work is that of
+    answer and prompt, and time per answer token weighs a request by 1 / answer. Without a prompt it
+    is the answer's length. (docs/serving.md: measured against weighted sums)
+
     Args:
         expected_tokens: For each prompt, of one answer.
         obey_limits: Keep each answer between the request's min_tokens and max_tokens.
     """
     limit = math.inf if request.max_tokens is None else request.max_tokens
-    total = 0.0
+    answers = work = 0.0
     for prompt, tokens in zip(request.prompts, expected_tokens, strict=True):
+        tokens = max(tokens, 1.0)  # no answer is shorter, however long its prompt
         answer = min(max(tokens, request.min_tokens), limit) if obey_limits else tokens
-        total += request.num_answers * answer + PROMPT_TOKEN_COST * prompt.num_tokens
-    return total
+        answers += request.num_answers * answer
+        work += request.num_answers * answer + PROMPT_TOKEN_WORK * prompt.num_tokens
+    return math.sqrt(answers * work)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

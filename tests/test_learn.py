@@ -344,7 +344,7 @@ def promote(versions):
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
 def test_a_run_that_is_stopped_leaves_what_serves_whole(tmp_path, signum):
     """Ctrl-C and kill -9 in the middle of a training; the next run clears what is left."""
-    write(tmp_path / "out", traffic(3000, terse_stories))
+    write(tmp_path / "out", traffic(20_000, terse_stories))  # half a minute's training
     ranker, versions = tmp_path / "ranker", tmp_path / "ranker.versions"
     command = ["-m", "pars", "learn", "--outcomes", tmp_path / "out", "--ranker", ranker]
     # A shell starts what runs in the background deaf to Ctrl-C; a child inherits that.
@@ -354,10 +354,12 @@ def test_a_run_that_is_stopped_leaves_what_serves_whole(tmp_path, signum):
     finally:
         signal.signal(signal.SIGINT, heard)
     assert run.stderr
-    for line in run.stderr:
-        if "Epoch 1: " in line:  # as it says when that is over
-            run.send_signal(signum)
-            break
+    heard_so_far = ""
+    while "Epoch 1/" not in heard_so_far:  # the progress bar, which appears as training begins
+        letter = run.stderr.read(1)
+        assert letter, heard_so_far
+        heard_so_far += letter
+    run.send_signal(signum)
     told = run.communicate()[1]
 
     assert run.returncode == (130 if signum == signal.SIGINT else -signal.SIGKILL), told

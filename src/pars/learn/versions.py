@@ -228,8 +228,10 @@ def _lock(handle: int, served: Path) -> None:
         return
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
         raise ParsError(f"{served}: another `pars learn` is at work on it") from error
+    except OSError as error:
+        raise ParsError(f"{served}: cannot be locked: {error.strerror or error}") from error
 
 
 def _exchange(a: Path, b: Path) -> bool:

@@ -20,19 +20,26 @@ their load, and a true 0.51 reads as 0.40 at the lowest. In an order by arrival 
 no part in who is seen; so a ranker that is out of use comes back by an honest figure.
 """
 
-import asyncio
 import logging
 import math
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from pars.errors import ParsError
 from pars.metrics import Estimate, pair_sums, tau_b_interval
 
 log = logging.getLogger("vllm.pars" if "vllm" in sys.modules else "pars")  # vLLM shows its own
+
+OUT_OF_USE = (
+    "the ranker is worse than useless; first come, first served until it is useful again:"
+    " tau-b %s over %d answers (%d cut short) is below %g"
+)
+BACK_IN_USE = (
+    "the ranker is useful again and orders the queue:"
+    " tau-b %s over %d answers (%d cut short) is above %g"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +81,6 @@ class Drift:
         tau_b: Over the window, with its 95% interval; None before the first judgement, and where
             the window has no two scores or no two lengths.
         num_answers, num_censored: Over which that is; 0 before it.
-        num_changes: How often the ranker was put out of use or back.
     """
 
     def __init__(self, settings: DriftSettings | None = None) -> None:
@@ -82,7 +88,6 @@ class Drift:
         self.is_useful = True
         self.tau_b: Estimate | None = None
         self.num_answers = self.num_censored = 0
-        self.num_changes = 0
         self._answers: deque[tuple[float, float, bool]] = deque(maxlen=self.settings.window)
         self._num_new = 0  # since the last judgement
         self._era = 0  # which ranker; a judgement of the one before must not come through
@@ -135,25 +140,24 @@ class Drift:
             self.tau_b = None if math.isnan(tau_b.low) else tau_b
             self.num_answers, self.num_censored = len(answers), sum(is_censored)
             is_useful = self._verdict()
-            if is_useful == self.is_useful:
-                return False
+            has_changed = is_useful != self.is_useful
             self.is_useful = is_useful
-            self.num_changes += 1
-            self._tell()
-            return True
+        if has_changed:
+            figures = tau_b, len(answers), sum(is_censored), self.settings.limit
+            log.warning(BACK_IN_USE if is_useful else OUT_OF_USE, *figures)
+        return has_changed
 
     def reset(self) -> None:
         """Another ranker is in use: forget what the one before predicted, and trust this one."""
         with self._lock:
-            if not self.is_useful:
-                log.warning("a newly loaded ranker is in use; the one before was not")
-                self.num_changes += 1
-            self.is_useful = True
+            was_useful, self.is_useful = self.is_useful, True
             self.tau_b = None
             self.num_answers = self.num_censored = 0
             self._answers.clear()
             self._num_new = 0
             self._era += 1
+        if not was_useful:
+            log.warning("a newly loaded ranker is in use; the one before was not")
 
     def _verdict(self) -> bool:
         """Whether the ranker is useful; as before where the interval holds the limit."""
@@ -162,34 +166,3 @@ class Drift:
         if self.is_useful:
             return self.tau_b.high >= self.settings.limit
         return self.tau_b.low > self.settings.limit
-
-    def _tell(self) -> None:
-        figures = (
-            self.tau_b,
-            self.num_answers,
-            self.num_censored,
-            self.settings.limit,
-        )
-        if self.is_useful:
-            log.warning(
-                "the ranker is useful again and orders the queue: tau-b %s over %d answers"
-                " (%d cut short) is above %g",
-                *figures,
-            )
-        else:
-            log.warning(
-                "the ranker is worse than useless; first come, first served until it is useful"
-                " again: tau-b %s over %d answers (%d cut short) is below %g",
-                *figures,
-            )
-
-
-async def keep_judging(
-    drift: Drift, every_s: float, on_judged: Callable[[Drift], None] = lambda _: None
-) -> None:
-    """Judge in a thread whenever it is due, looking every so often; `on_judged` hears of each."""
-    while True:
-        await asyncio.sleep(every_s)
-        if drift.is_due:
-            await asyncio.to_thread(drift.judge)
-            on_judged(drift)

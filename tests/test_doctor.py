@@ -401,10 +401,13 @@ def test_only_the_ranker_that_serves_now_is_judged():
 
 
 def test_too_few_answers_or_equal_ones_are_no_verdict():
-    """99 are too few; with one score for all there is no order to judge."""
+    """99 are too few; one score for all, or limits that cut all, leave no order to judge."""
     assert ranker_finding(outcomes_of(99, float)).verdict == UNKNOWN
     assert ranker_finding([]).verdict == UNKNOWN
     assert ranker_finding(outcomes_of(200, lambda _: 1.0)).verdict == UNKNOWN
+    cut_short = ranker_finding(outcomes_of(200, float, finish_reason="length"))
+    assert cut_short.verdict == UNKNOWN
+    assert cut_short.told.startswith("0 of its last 200 answers were not cut short")
     assert waits_finding([], 30.0).verdict == UNKNOWN
 
 

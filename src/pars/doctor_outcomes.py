@@ -43,9 +43,11 @@ def ranker_finding(outcomes: Sequence[Outcome]) -> Finding:
     numbers |= {"tau_b": tau_b.as_json(), "ranker": scored[-1].ranker}
     told = f"tau-b {tau_b} between score and length over its last {len(scored):,} answers"
     if math.isnan(tau_b.value):
+        num_whole = sum(not one.is_censored for one in scored)
         told = (
-            f"the last {len(scored):,} answers have all one score or one length: nothing to order"
+            f"{num_whole:,} of its last {len(scored):,} answers were not cut short, and no two of"
         )
+        told += " them differ in both score and length: nothing to order"
         return Finding("ranker", UNKNOWN, told, "", numbers)
     if tau_b.low > 0:
         return Finding("ranker", OK, told, "", numbers)

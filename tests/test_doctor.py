@@ -388,7 +388,7 @@ def test_a_ranker_is_judged_by_its_latest_answers():
     assert good.verdict == OK
     assert good.numbers["tau_b"]["value"] == 1
     assert chance.verdict == bad.verdict == PROBLEM
-    assert "train one" in chance.change
+    assert "pars learn" in chance.change
 
 
 def test_only_the_ranker_that_serves_now_is_judged():

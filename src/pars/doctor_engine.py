@@ -22,7 +22,7 @@ START_VLLM = (
 )
 TAU_B = "pars_ranker_tau_b"
 REMEDIES = {
-    "drifted": "the ranker's order is no better than chance, so none is made: train one on this"
+    "drifted": "the ranker's order is no better than chance, so none is made: `pars learn` from this"
     " traffic (docs/learning.md)",
     "over_budget": "the ranker is late: a smaller ranker, a free core, or a larger PARS_BUDGET_MS",
     "queue_full": "more prompts come than the ranker scores: a smaller ranker, or a larger"
@@ -224,7 +224,7 @@ def served_ranker(page: MetricsPage) -> Finding:
     told = f"tau-b {tau_b} on its latest answers ({TAU_B})"
     if low > 0:
         return Finding("ranker", OK, told, "", numbers)
-    change = "train one on this traffic (docs/learning.md)"
+    change = "`pars learn` trains one on this traffic (docs/learning.md)"
     return Finding("ranker", PROBLEM, f"{told}: no better than chance", change, numbers)
 
 

@@ -55,7 +55,7 @@ def ranker_finding(outcomes: Sequence[Outcome]) -> Finding:
         "ranker",
         PROBLEM,
         f"{told}: no better than chance",
-        "train one on this traffic (docs/learning.md); until then --max-overtake-s 0 is first"
+        "`pars learn` trains one on these; until then --max-overtake-s 0 is first"
         " come, first served",
         numbers,
     )

@@ -22,8 +22,8 @@ START_VLLM = (
 )
 TAU_B = "pars_ranker_tau_b"
 REMEDIES = {
-    "drifted": "the ranker's order is no better than chance, so none is made: `pars learn` from this"
-    " traffic (docs/learning.md)",
+    "drifted": "the ranker's order is no better than chance, so none is made: `pars learn` trains"
+    " one on this traffic (docs/learning.md)",
     "over_budget": "the ranker is late: a smaller ranker, a free core, or a larger PARS_BUDGET_MS",
     "queue_full": "more prompts come than the ranker scores: a smaller ranker, or a larger"
     " PARS_MAX_QUEUED_PROMPTS",

@@ -7,6 +7,7 @@ The ranker here reads the answer's length off the prompt: "words250" is expected
 import asyncio
 import contextlib
 import json
+import math
 import os
 import re
 import subprocess
@@ -240,8 +241,9 @@ def word_ranker(folder: Path) -> Path:
         for parameter in model.network.head[-1].parameters():
             parameter.zero_()  # nothing but the words' own weights counts
         for word, length in lengths.items():
-            [[word_id]] = [model.tokenizer.encode(word)]
-            model.network.word_weight.weight[word_id] = length
+            num_ids = len(model.tokenizer.encode(word))  # with the marks around it, which weigh 0
+            word_id = model.tokenizer.id_of(word)
+            model.network.word_weight.weight[word_id] = length * math.sqrt(num_ids)
     line = np.linspace(0.0, 1000.0, 101)  # what is scored x takes x tokens
     export_ranker(model, folder, model_name="words", calibration=(line, line))
     return folder

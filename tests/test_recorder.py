@@ -388,7 +388,7 @@ class Bench:
         outcome = Outcome(arrival_s=1000.0, path=path, decision="scored", **fields)
         decided = Decided(outcome=outcome, began_s=began_s, request_id=request_id)
         scope = {"path": path, "headers": list(headers)}
-        await self.recorder.follow(app, scope, receive, send, decided)
+        await self.recorder.follow(app, decided, scope, receive, send)
         return seen[0].decode() if seen else ""
 
     def tell(self, engine_id: str, tokens: int, reason: str = "stop", prompt: int = 9) -> None:

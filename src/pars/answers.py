@@ -49,12 +49,13 @@ REASONS = {
 }
 CUT_SHORT_FIRST = ("error", "abort", "length")  # one answer of several that did not end by itself
 
-# Every event is looked through for an ending; for the rest those at the beginning and at the end.
+# Every event is searched for an ending; for all that says something those at both ends of a stream.
 NUM_FIRST_EVENTS = 16
 NUM_LAST_BLOCKS = 4
 _ENDS = re.compile(rb'reason": ?["{]')
-_SPEAKS = (b'"role":', b'"error":', b"[DONE]")
-_TELLS_USAGE = (b'"usage":{', b'"usage": {', b'"meta_info":')
+_SPEAKS = re.compile(rb'"role":|"error":|reason": ?["{]')
+_TELLS_USAGE = re.compile(rb'"usage": ?\{|"meta_info":')
+_SAYS = re.compile(b"|".join((_SPEAKS.pattern, _TELLS_USAGE.pattern, rb"\[DONE\]")))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,7 +241,7 @@ class _Events(_Body):
         if self._has_names:
             self._num_deltas += block.count(b"delta\n") + block.count(b"delta\r\n")
         self._last.append(block)
-        if is_early or _ENDS.search(block):
+        if (_SAYS if is_early else _ENDS).search(block):
             self._look_through()
 
     def _look_through(self) -> None:
@@ -251,13 +252,13 @@ class _Events(_Body):
         self._last.clear()
 
     def _read(self, line: bytes) -> None:
-        if any(mark in line for mark in _TELLS_USAGE):
+        if _TELLS_USAGE.search(line):
             self._first_usage = self._first_usage or line
             self._last_usage = line
         if line == b"[DONE]":
             self._is_done = True
             self._num_data -= 1
-        elif _ENDS.search(line) or any(mark in line for mark in _SPEAKS):
+        elif _SPEAKS.search(line):
             event = _parsed(line)
             if isinstance(event, dict):
                 reasons = _reasons(event)

@@ -17,13 +17,13 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pars.batching import Batcher, QueueFull
-from pars.body_priority import PriorityAppender, with_priority
-from pars.engines import ENGINES, PRIORITY_HEADER, Engine, engine_of_host, scheduling_policy
-from pars.held_body import TOO_MUCH, ASGIApp, ByteBudget, HeldBody, Message, Receive, Scope, Send
+from pars.engines import ENGINES, Engine, engine_of_host, scheduling_policy
+from pars.held_body import ASGIApp, ByteBudget, HeldBody, Message, Receive, Scope, Send
 from pars.live_ranker import Expectation, LiveRanker, keep_fresh
 from pars.outcome_writer import OutcomeWriter
 from pars.outcomes import Outcome
@@ -33,6 +33,7 @@ from pars.ranker_judge import RankerJudge
 from pars.recorder import Decided, Recorder
 from pars.serve_metrics import DriftMetrics, OutcomeMetrics, ServeMetrics
 from pars.settings import Settings
+from pars.stamping import stamped, without
 from pars.trust import PRIVATE_HEADERS, WISH_HEADERS, Wish
 
 # vLLM shows what its own loggers say, so that is where to speak inside it.
@@ -120,7 +121,7 @@ class PriorityMiddleware:
         reader = reader_of(scope["path"]) if scope["method"] == "POST" else None
         if reader is None or not self.engine.takes_priority:
             hidden = WISH_HEADERS if self.engine.takes_priority else PRIVATE_HEADERS
-            await self.app(_without(scope, hidden), receive, send)
+            await self.app(without(scope, hidden), receive, send)
             return
         client = scope.get("client")
         wish = self._trust.wish(scope["headers"], client[0] if client else None)
@@ -131,13 +132,14 @@ class PriorityMiddleware:
             asked = await self._asked(reader, body, wish)
             priority = self._priority(asked, wish, arrival_s)
             self.metrics.decision_seconds.observe(time.perf_counter() - began_s)
-            decided = self._decided(asked, scope["path"], arrival_s, began_s)
+            app = self.app
+            if self._recorder is not None:
+                decided = self._decided(asked, scope["path"], arrival_s, began_s)
+                app = partial(self._recorder.follow, app, decided)
             del asked  # the prompts: what follows takes as long as the answer
-            scope, receive = self._stamped(_without(scope, WISH_HEADERS), body, priority, receive)
-            if self._recorder is None:
-                await self.app(scope, receive, send)
-            else:
-                await self._recorder.follow(self.app, scope, receive, send, decided)
+            scope = without(scope, WISH_HEADERS)
+            scope, receive = stamped(self.engine, scope, body, priority, receive)
+            await app(scope, receive, send)
 
     async def _asked(self, reader: Reader, body: HeldBody, wish: Wish) -> _Asked:
         """The request, scored if it can be. Never raises."""
@@ -253,23 +255,6 @@ class PriorityMiddleware:
         finally:
             scores.cancel()  # drops what is still queued; nothing if they are there
 
-    def _stamped(
-        self, scope: Scope, body: HeldBody, priority: int, receive: Receive
-    ) -> tuple[Scope, Receive]:
-        """The request with its priority where the engine looks for it."""
-        if self.engine.wants_header(scope["path"]):
-            headers = [*scope["headers"], (PRIORITY_HEADER, b"%d" % priority)]
-            return {**scope, "headers": headers}, body.replay(receive)
-        if body.is_object:
-            with suppress(ValueError, RecursionError):
-                added = body.replace(with_priority(body.content(), priority))
-                return _lengthened(scope, added), body.replay(receive)
-        if body.outcome in TOO_MUCH:
-            appender = PriorityAppender(priority)
-            receive = _appending(appender, body.replay(receive))
-            return _lengthened(scope, appender.num_added_bytes), receive
-        return scope, body.replay(receive)  # not JSON: the engine will say so
-
     # Start-up, upkeep and shutdown
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -351,30 +336,3 @@ class PriorityMiddleware:
 def _name(body: dict[str, Any], field: str) -> str | None:
     value = body.get(field)
     return value[:MAX_NAME_CHARS] if isinstance(value, str) else None
-
-
-def _appending(appender: PriorityAppender, receive: Receive) -> Receive:
-    async def appended() -> Message:
-        message = await receive()
-        if message["type"] != "http.request":
-            return message
-        more = message.get("more_body", False)
-        piece = appender.feed(message.get("body", b""), is_last=not more)
-        return {"type": "http.request", "body": piece, "more_body": more}
-
-    return appended
-
-
-def _without(scope: Scope, names: frozenset[bytes]) -> Scope:
-    """The scope without the headers called `names`."""
-    headers = [header for header in scope["headers"] if header[0].lower() not in names]
-    return scope if len(headers) == len(scope["headers"]) else {**scope, "headers": headers}
-
-
-def _lengthened(scope: Scope, num_added_bytes: int) -> Scope:
-    """The scope of a body that grew, where the client stated its length."""
-    headers = [
-        (name, b"%d" % (int(value) + num_added_bytes) if name == b"content-length" else value)
-        for name, value in scope["headers"]
-    ]
-    return {**scope, "headers": headers}

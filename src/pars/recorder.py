@@ -82,7 +82,7 @@ class Recorder:
         self._late: dict[_Watch, asyncio.TimerHandle] = {}
 
     async def follow(
-        self, app: ASGIApp, scope: Scope, receive: Receive, send: Send, decided: Decided
+        self, app: ASGIApp, decided: Decided, scope: Scope, receive: Receive, send: Send
     ) -> None:
         """Hand the request to `app` and watch what passes; raises what `app` raises."""
         watch = _Watch(decided, Answer(self._budget), receive, send)

@@ -1,14 +1,18 @@
 """In a real vLLM's own process, the middleware orders the queue and is otherwise not there."""
 
+import asyncio
 import random
+import time
 from pathlib import Path
 
 import httpx
 import pytest
 
 from doors import (
+    DEADLINE_S,
     PATIENT,
     SPOOFED,
+    Ask,
     Door,
     anothers_tokenizer,
     answers_during,
@@ -22,8 +26,9 @@ from doors import (
     text_of,
     word_ranker,
 )
+from pars.outcomes import Outcome, read_outcomes
 
-from engine import Engines
+from engine import MODEL, Engines, wait_until
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 MIDDLEWARE = ("--middleware", "pars.middleware.PriorityMiddleware")
@@ -37,9 +42,15 @@ def ranker(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def shortest_first(vllm: Engines, ranker: Path) -> Door:
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("outcomes")
+
+
+@pytest.fixture(scope="module")
+def shortest_first(vllm: Engines, ranker: Path, outcomes: Path) -> Door:
     """vLLM with the middleware and without aging, so that the score alone decides."""
-    engine = vllm(*PRIORITY, **PATIENT, PARS_RANKER=str(ranker), PARS_MAX_OVERTAKE_S="inf")
+    kept = {"PARS_RANKER": str(ranker), "PARS_OUTCOMES": str(outcomes)}
+    engine = vllm(*PRIORITY, **PATIENT, **kept, PARS_MAX_OVERTAKE_S="inf")
     return Door(engine.url, engine)
 
 
@@ -198,3 +209,110 @@ def test_what_vllm_refuses_is_refused_in_its_own_words(shortest_first: Door):
     assert broken.status_code == 400
     assert absent.status_code == 404
     assert "The model `absent` does not exist" in absent.json()["error"]["message"]
+
+
+def outcome_with(folder: Path, max_tokens: int, since_s: float = 0.0) -> Outcome:
+    """The outcome of the one request that had this limit, once it is written."""
+    found: list[Outcome] = []
+
+    def is_there() -> bool:
+        outcomes = [it for it in read_outcomes(folder).outcomes if it.arrival_s >= since_s]
+        found[:] = [outcome for outcome in outcomes if outcome.max_tokens == max_tokens]
+        return bool(found)
+
+    wait_until(is_there, f"outcome with max_tokens {max_tokens}", DEADLINE_S)
+    assert len(found) == 1
+    return found[0]
+
+
+@pytest.mark.parametrize(
+    ("ask", "num_answers"),
+    [
+        (completion(300, max_tokens=21, stream=True), 1),
+        (completion(300, max_tokens=22, n=2), 2),
+        (chat(300, max_tokens=23, stream=True, n=2), 2),
+        (Ask("messages", "/v1/messages", {**chat(300, max_tokens=24, stream=True).body}), 1),
+        (
+            Ask(
+                "responses",
+                "/v1/responses",
+                {"model": MODEL, "input": "words300", "max_output_tokens": 25, "stream": True},
+            ),
+            1,
+        ),
+    ],
+    ids=["stream without usage", "two answers", "chat", "messages", "responses"],
+)
+def test_outcomes_have_the_engine_s_own_lengths(
+    shortest_first: Door, outcomes: Path, ask: Ask, num_answers: int
+):
+    """vLLM ends an answer at its limit, so the length is known; the client's id is its own."""
+    max_tokens = ask.body.get("max_tokens") or ask.body["max_output_tokens"]
+
+    answer = httpx.post(f"{shortest_first.url}{ask.path}", json=ask.body, timeout=60)
+
+    outcome = outcome_with(outcomes, max_tokens)
+    assert answer.is_success
+    assert (outcome.answer_tokens, outcome.is_exact) == (num_answers * max_tokens, True)
+    assert (outcome.score, outcome.expected_tokens) == (pytest.approx(300, rel=0.01),) * 2
+    assert (outcome.finish_reason, outcome.status, outcome.path) == ("length", 200, ask.path)
+    assert outcome.prompt_tokens is not None
+    assert outcome.prompt_tokens > 0
+
+
+def test_a_client_s_own_request_id_is_kept_and_joined(shortest_first: Door, outcomes: Path):
+    """vLLM names its answer by the client's id, and the length comes by it."""
+    ask = completion(300, max_tokens=26, stream=True, headers={"X-Request-Id": "mine"})
+    by_engine = ("pars_answers_total", {"length": "engine"})
+    before = shortest_first.metric(by_engine[0], **by_engine[1])
+
+    answer = httpx.post(
+        f"{shortest_first.url}{ask.path}", json=ask.body, headers=ask.headers, timeout=60
+    )
+
+    assert '"id":"cmpl-mine"' in answer.text
+    assert outcome_with(outcomes, 26).answer_tokens == 26
+    assert shortest_first.metric(by_engine[0], **by_engine[1]) == before + 1
+
+
+def test_an_outcome_tells_how_long_the_request_waited(shortest_first: Door, outcomes: Path):
+    """At least as long as it was seen to wait in the engine's queue."""
+    ask = completion(300, max_tokens=27)
+
+    async def wait_behind_another() -> float:
+        async with httpx.AsyncClient(base_url=shortest_first.url, timeout=60) as client:
+            with shortest_first.engine.held():
+                asking = asyncio.create_task(client.post(ask.path, json=ask.body))
+                await asyncio.to_thread(shortest_first.engine.wait_for, waiting=1)
+                began_s = time.monotonic()
+                await asyncio.to_thread(shortest_first.engine.wait_for, waiting=1, running=1)
+                seen_s = time.monotonic() - began_s
+            await asking
+        return seen_s
+
+    seen_s = asyncio.run(wait_behind_another())
+
+    outcome = outcome_with(outcomes, 27)
+    assert outcome.wait_s is not None
+    assert outcome.total_s is not None
+    assert seen_s <= outcome.wait_s <= outcome.total_s
+
+
+def test_a_client_that_left_has_a_lower_bound(shortest_first: Door, outcomes: Path):
+    """What came before it left is counted, and the outcome is an abort."""
+    began_s = time.time()
+
+    leave_after_the_first_piece(shortest_first)
+
+    outcome = outcome_with(outcomes, 8000, began_s)
+    assert outcome.finish_reason == "abort"
+    assert outcome.is_censored
+    assert outcome.answer_tokens is not None
+    assert 1 <= outcome.answer_tokens < 8000
+
+
+def test_vllm_finds_the_plugin_and_loads_it(shortest_first: Door):
+    """Its log names it, and would name a failure."""
+    log = shortest_first.engine.log.read_text(errors="replace")
+    assert "pars -> pars.vllm_stat_logger:StatLogger" in log
+    assert "Failed to load plugin" not in log

@@ -107,7 +107,127 @@ def _spread(values: list[float]) -> str:
     return told if len(values) == 1 else f"{told} ({min(values):.2f} to {max(values):.2f})"
 
 
-PARTS = {"files": file_map, "printed": printed, "tau": tau_table, "own_traffic": own_traffic}
+def experiment(argument: str) -> str:
+    """One experiment as a table: what was changed, by data set; NAME or NAME/accuracy."""
+    name, _, statistic = argument.partition("/")
+    lines = _experiments()
+    own = [line for line in lines if line["experiment"] == name]
+    if not own:
+        return f"*Not measured yet: `python experiments/run.py {name}`.*"
+    sizes = {_size(line) for line in own}
+    unchanged = [line for line in lines if _size(line) in sizes and not _changes(line["spec"])]
+    data_sets = list(dict.fromkeys(line["spec"]["data"] for line in own))
+    cells: dict[str, dict[str, list[str]]] = {}
+    for line in [*unchanged, *own]:
+        told = f"{line['filtered_accuracy']:.3f}" if statistic else _interval(line["tau_b"])
+        row = cells.setdefault(_changes(line["spec"]) or "**as in the package**", {})
+        row.setdefault(line["spec"]["data"], [told])
+    counts = {line["spec"]["data"]: line["num_train"] for line in own}
+    heads = [f"{data} ({counts[data]:,})" for data in data_sets]
+    rows = [
+        f"| {label} | {' | '.join(row.get(data, ['-'])[0] for data in data_sets)} |"
+        for label, row in cells.items()
+    ]
+    return "\n".join([f"| | {' | '.join(heads)} |", f"|---|{'--:|' * len(heads)}", *rows])
+
+
+def amount(name: str) -> str:
+    """Tau-b by the number of training prompts: means over seeds."""
+    own = [line for line in _experiments() if line["experiment"] == name]
+    if not own:
+        return f"*Not measured yet: `python experiments/run.py {name}`.*"
+    data_sets = list(dict.fromkeys(line["spec"]["data"] for line in own))
+    rows = []
+    for asked in dict.fromkeys(line["spec"]["num_train"] for line in own):
+        cells = []
+        for data in data_sets:
+            same = [
+                it for it in own if (it["spec"]["num_train"], it["spec"]["data"]) == (asked, data)
+            ]
+            cells.append(_spread([it["tau_b"]["value"] for it in same]))
+        rows.append(f"| {f'{asked:,}' if asked else 'all'} | {' | '.join(cells)} |")
+    return "\n".join(
+        [f"| prompts | {' | '.join(data_sets)} |", f"|--:|{'--:|' * len(data_sets)}", *rows]
+    )
+
+
+def across(name: str) -> str:
+    """Which traffic a ranker was trained on, by which it orders."""
+    own = [line for line in _experiments() if line["experiment"] == name]
+    if not own:
+        return f"*Not measured yet: `python experiments/run.py {name}`.*"
+    tested = list(own[-1]["spec"]["tests"])
+    rows = []
+    for line in own:
+        trained = line["spec"]["data"]
+        first = tested[0] if "+" in trained else trained
+        told = {first: line["tau_b"]} | {it: order["tau_b"] for it, order in line["tests"].items()}
+        label = f"all of them ({line['num_train']:,})" if "+" in trained else trained
+        cells = [f"{told[it]['value']:.3f}" if it in told else "-" for it in tested]
+        rows.append(f"| {label} | {' | '.join(cells)} |")
+    return "\n".join(
+        [f"| trained on | {' | '.join(tested)} |", f"|---|{'--:|' * len(tested)}", *rows]
+    )
+
+
+# What a training of experiments/run.py is, as far as it does not say otherwise.
+USUAL = {
+    "model": "lite", "objective": "soft", "epochs": 3, "learning_rate": 3e-3, "batch_size": 128,
+    "reading": [], "network": [], "beyond": "", "seed": 0,
+}  # fmt: skip
+OBJECTIVES = {
+    "margin": "margin, pairs ≥ {} apart", "logistic": "logistic, pairs ≥ {} apart",
+    "soft": "logistic, soft labels (temperature {})", "listmle": "listMLE",
+    "regression": "regression on log length", "classes": "ten classes", "lognormal": "log-normal",
+    "logt": "log-t", "quantiles": "nine quantiles",
+}  # fmt: skip
+
+
+def _experiments() -> list[dict]:
+    path = ROOT / "experiments/results.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def _size(line: dict) -> tuple[str, int, int]:
+    spec = line["spec"]
+    return spec["data"], spec["num_train"], spec["max_length"]
+
+
+def _changes(spec: dict) -> str:
+    """What makes a training another one than usual, in words; nothing for a usual one."""
+    told = []
+    for name, value in spec.items():
+        if name not in USUAL or value == USUAL[name]:
+            continue
+        if name == "objective":
+            kind, _, number = value.partition(":")
+            told.append(OBJECTIVES[kind].format(number))
+        elif name in ("reading", "network"):
+            told += [_option(*option) for option in value]
+        else:
+            told.append(str(value) if name in ("model", "beyond") else f"{name} {value}")
+    return ", ".join(told).replace("_", " ")
+
+
+def _option(name: str, value: object) -> str:
+    if isinstance(value, bool):
+        return name.removeprefix("is_") if value else f"without {name.removeprefix('is_')}"
+    return f"{name} {', '.join(map(str, value)) if isinstance(value, list) else value}"
+
+
+def _interval(tau_b: dict) -> str:
+    return f"{tau_b['value']:.3f} ±{(tau_b['high'] - tau_b['low']) / 2:.3f}"
+
+
+PARTS = {
+    "files": file_map,
+    "printed": printed,
+    "tau": tau_table,
+    "own_traffic": own_traffic,
+    "experiment": experiment,
+    "amount": amount,
+    "across": across,
+}
 
 if __name__ == "__main__":
     main()

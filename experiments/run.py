@@ -67,7 +67,7 @@ def network() -> Iterator[Spec]:
     """Parts of the lite network, one by one, and a MiniLM beside them."""
     changes: list[dict[str, Any]] = [
         {"is_wide": False}, {"is_deep": False}, {"windows": (3,)}, {"windows": (3, 5, 7)},
-        {"width": 32}, {"trigrams": True}, {"dropout": 0.35}, {"word_dropout": 0.1},
+        {"width": 32}, {"width": 96}, {"trigrams": True}, {"dropout": 0.35}, {"word_dropout": 0.1},
     ]  # fmt: skip
     for name in ("alpaca_davinci003", "gpteacher_code"):
         for change in changes:
@@ -93,6 +93,24 @@ def steps() -> Iterator[Spec]:
     for name in ("alpaca_davinci003", "gpteacher_code"):
         for change in changes:
             yield Spec(name, **{**SMALL, **change})
+
+
+def whole() -> Iterator[Spec]:
+    """The same on all training prompts, where what helps with few may not."""
+    nothing = tuple(dict.fromkeys(("marks", "last", "features", "vectors"), False).items())
+    changes: list[dict[str, Any]] = [
+        {}, {"batch_size": 64}, {"batch_size": 64, "reading": nothing},
+        {"batch_size": 64, "network": (("width", 96),)},
+    ]  # fmt: skip
+    for change in changes:
+        yield Spec("alpaca_davinci003", **change)
+
+
+def seeds() -> Iterator[Spec]:
+    """How far the same training moves with its seed: what a difference must exceed to count."""
+    for name in ("alpaca_davinci003", "sharegpt", "gpteacher_code"):
+        for seed in SEEDS[1:]:
+            yield Spec(name, seed=seed, **SMALL)
 
 
 def beyond() -> Iterator[Spec]:
@@ -125,7 +143,8 @@ def across() -> Iterator[Spec]:
 EXPERIMENTS = {
     it.__name__: it
     for it in (
-        reading, objectives, threshold, beyond, across, network, steps, amount, encoder,
+        reading, objectives, threshold, beyond, across, network, steps, whole, seeds, amount,
+        encoder,
     )
 }  # fmt: skip
 

@@ -86,6 +86,7 @@ def _check(is_right: bool, name: str, wanted: str, value: object) -> None:
 LITE_DEFAULTS: dict[str, Any] = {
     "model_name": "lite",
     "max_length": 256,
+    "batch_size": 64,
     "num_epochs": 3,
     "learning_rate": 3e-3,
     "loss": "logistic",

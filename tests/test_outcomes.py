@@ -10,7 +10,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -392,6 +392,25 @@ def test_a_file_removed_by_hand_is_replaced(folder: Folder):
         writer.put(outcome(2))
 
     assert read_outcomes(folder.path).outcomes == [outcome(2)]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc")
+def test_prompts_removed_by_hand_are_gone_from_the_disk(folder: Folder):
+    """A writer that has nothing more to write closes the file, so that its bytes are freed."""
+
+    def has_removed_file() -> bool:
+        links = []
+        for handle in Path("/proc/self/fd").iterdir():
+            with suppress(FileNotFoundError):
+                links.append(str(handle.readlink()))
+        return any(link.startswith(str(folder.path)) for link in links if "deleted" in link)
+
+    with folder.writing(keeps_prompts=True, retention_s=1.0) as writer:
+        writer.put(outcome(1, prompt_key="a", prompt="a secret"))
+        eventually(lambda: folder.num_written == 1)
+        for path in folder.files("prompts"):
+            path.unlink()
+        eventually(lambda: not has_removed_file())
 
 
 @pytest.mark.parametrize(

@@ -216,6 +216,8 @@ class OutcomeWriter:
     def _keep_house(self) -> None:
         """Drop prompts that are too old, and the oldest files beyond the bound on size."""
         try:
+            self._outcomes.let_go()
+            self._prompts.let_go()
             self._drop_old_prompts()
             self._make_room()
         except OSError as error:
@@ -298,6 +300,11 @@ class _Appender:
             raise
         self._failure = None
         return is_new
+
+    def let_go(self) -> None:
+        """Close a file that somebody removed: its bytes are on the disk until then."""
+        if self._handle >= 0 and os.fstat(self._handle).st_nlink == 0:
+            self.close()
 
     def forget(self, path: Path) -> None:
         """Begin another file if `path` is the one in use."""

@@ -233,7 +233,7 @@ class _Events(_Body):
             self._count(block)
 
     def _count(self, block: bytes) -> None:
-        """Whole lines. Cheap: an event that says nothing but its token costs a microsecond."""
+        """Whole lines. Cheap for an event that says nothing but its token."""
         self._num_data += block.count(b"\ndata:") + block.startswith(b"data:")
         is_early = self._num_data <= NUM_FIRST_EVENTS
         if is_early:

@@ -120,7 +120,7 @@ def experiment(argument: str) -> str:
     cells: dict[str, dict[str, list[str]]] = {}
     for line in [*unchanged, *own]:
         told = f"{line['filtered_accuracy']:.3f}" if statistic else _interval(line["tau_b"])
-        row = cells.setdefault(_changes(line["spec"]) or "**as in the package**", {})
+        row = cells.setdefault(_changes(line["spec"]) or "**unchanged**", {})
         row.setdefault(line["spec"]["data"], [told])
     counts = {line["spec"]["data"]: line["num_train"] for line in own}
     heads = [f"{data} ({counts[data]:,})" for data in data_sets]

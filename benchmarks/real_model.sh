@@ -12,6 +12,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 work=${WORK:-build/real_model}
 num_prompts=2400
+num_requests=${NUM_REQUESTS:-150} repeats=${REPEATS:-2} # of the bench
 max_tokens=300                              # a quarter of the answers is cut there
 sampling='{"top_p": 0.9}' temperature=0.2   # as the model's card asks it
 name=smollm2-135m
@@ -89,12 +90,12 @@ learn() {
 # Greedy, so that all policies get the same answers; the oracle knows the lengths that were collected.
 bench() {
     pars workload --records "$work/data/val_data.json" --length-field answer_length \
-        --length-unit tokens --max-tokens $max_tokens --num-requests 150 --arrivals burst \
+        --length-unit tokens --max-tokens $max_tokens --num-requests "$num_requests" --arrivals burst \
         --output "$work/workload.jsonl"
     serving 8
     pars bench "$url" --workload "$work/workload.jsonl" --endpoint chat --own-eos \
         --own-eos-max-tokens $max_tokens --ranker own="$work/run/ranker" \
-        --policies fcfs,ranker,ranker:own,oracle --repeats 2 --output-dir "$work/bench"
+        --policies fcfs,ranker,ranker:own,oracle --repeats "$repeats" --output-dir "$work/bench"
     stopped
 }
 

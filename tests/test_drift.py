@@ -301,6 +301,8 @@ def test_answers_from_several_threads_all_count():
         ({"limit": -1.5}, "limit"),
         ({"min_answers": 2}, "min_answers"),
         ({"window": 100}, "min_answers"),
+        ({"window": 2}, "window"),
+        ({"window": 20_001}, "window"),
         ({"judge_every": 0}, "judge_every"),
     ],
 )

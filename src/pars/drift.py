@@ -32,6 +32,8 @@ from pars.metrics import Estimate, pair_sums, tau_b_interval
 
 log = logging.getLogger("vllm.pars" if "vllm" in sys.modules else "pars")  # vLLM shows its own
 
+MOST_ANSWERS = 20_000  # a judgement of so many takes 0.1 s
+
 OUT_OF_USE = (
     "the ranker is worse than useless; first come, first served until it is useful again:"
     " tau-b %s over %d answers (%d cut short) is below %g"
@@ -64,6 +66,8 @@ class DriftSettings:
     def __post_init__(self) -> None:
         if not -1 <= self.limit < 1:
             raise ParsError(f"limit: must be from -1 to less than 1, not {self.limit}")
+        if not 3 <= self.window <= MOST_ANSWERS:
+            raise ParsError(f"window: must be from 3 to {MOST_ANSWERS}, not {self.window}")
         if not 3 <= self.min_answers <= self.window:
             raise ParsError(
                 f"min_answers: must be from 3 to window ({self.window}), not {self.min_answers}"

@@ -123,6 +123,22 @@ def test_prompts_with_one_answer_are_left_out_and_counted(tmp_path):
     assert "1 prompts with one answer are left out" in render(noise)
 
 
+def test_answers_that_were_cut_short_are_told(tmp_path):
+    """They count with the length they have, which is said."""
+    rows = [
+        {"prompt": prompt, "answer_length": length, "finish_reason": reason}
+        for prompt, length, reason in [("a", 10, "stop"), ("a", 12, "stop"), ("b", 512, "length")]
+        * 2
+    ]
+    path = tmp_path / "cut.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+
+    noise = measure_noise(path)
+
+    assert noise.num_cut == 2
+    assert "2 answers were cut short: each counts with the length it has" in render(noise)
+
+
 @pytest.mark.parametrize("num_answers", [2, 4])
 def test_the_ceiling_is_what_a_perfect_predictor_reaches(tmp_path, num_answers):
     """Log-normal answers, of which the prompts' true means are known: within 0.02."""

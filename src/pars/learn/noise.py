@@ -76,6 +76,7 @@ class Noise:
         num_prompts: With two answers or more of one model; the others are left out.
         answers_each: How many prompts have how many answers.
         num_equal: Prompts whose answers all have one length: duplicates, if they are many.
+        num_cut: Answers of the file that were cut short.
         two_answers: Tau-b between one answer to each prompt and another.
         others_mean, others_mean_expected: Tau-b between the mean log length of a prompt's other
             answers and one of it, measured, and as the model of the ceiling has it.
@@ -94,6 +95,7 @@ class Noise:
     num_models: int
     answers_each: dict[int, int]
     num_equal: int
+    num_cut: int
     two_answers: Estimate
     others_mean: Estimate
     others_mean_expected: float
@@ -182,6 +184,7 @@ def measure_noise(
         num_models=len(set(answers.models)),
         answers_each=dict(sorted(Counter(answers.counts.tolist()).items())),
         num_equal=answers.num_equal(),
+        num_cut=sum(row.is_censored for row in rows),
         two_answers=two_answers,
         others_mean=others_mean,
         others_mean_expected=tau_of_mean(two_answers.value, float(answers.counts.mean()) - 1),
@@ -396,6 +399,8 @@ def render(noise: Noise) -> str:
             f"CAUTION: {n.num_equal / n.num_prompts:.0%} of the prompts have answers of one length"
             " only: are they copies, and not repeated samples?"
         )
+    if n.num_cut:
+        lines.append(f"{n.num_cut:,} answers were cut short: each counts with the length it has")
     low, median, high = n.variation
     expected = "" if np.isnan(n.others_mean_expected) else f"expected {n.others_mean_expected:.3f}"
     lines += [

@@ -15,6 +15,7 @@ which requests begin exact.
 
 import contextlib
 import os
+import random
 import re
 import signal
 import socket
@@ -113,9 +114,17 @@ class Engines:
 
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    """
+    A port for a server that binds it in a minute.
+
+    Below 32768, where Linux takes the ports of connections from: one of those, made meanwhile,
+    would have the port.
+    """
+    while True:
+        port = random.randrange(10_000, 32_000)
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
 
 
 def launch(options: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:

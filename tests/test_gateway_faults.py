@@ -345,14 +345,14 @@ def shared_gateway(tmp_path_factory: pytest.TempPathFactory) -> Any:
 NUM_REQUESTS = 10_000
 NUM_CLIENTS = 24
 FAULTS = {  # shares of the requests, in thousandths
-    "none": 560,
+    "none": 563,
     "stream": 200,
     "close_after": 60,
     "status_500": 50,
     "die_at_once": 40,
     "die_in_answer": 40,
     "garbage": 20,
-    "hang": 5,
+    "hang": 2,
     "client_leaves": 25,
 }
 
@@ -496,7 +496,7 @@ def test_ten_thousand_requests_with_faults_each_get_one_answer_their_own(tmp_pat
             up,
             tmp_path,
             scorer=MoodyScorer(),
-            upstream={"timeout_s": 1.0},
+            upstream={"timeout_s": 3.0},  # longer than a busy machine stands still
             settings={"budget_ms": 20.0},
         ) as (url, app),
     ):

@@ -170,6 +170,27 @@ def across(name: str) -> str:
     )
 
 
+def pareto(name: str) -> str:
+    """Prompts a second of each network beside its tau-b."""
+    path = ROOT / f"experiments/{name}.json"
+    if not path.is_file():
+        return f"*Not measured yet: `python experiments/{name}.py`.*"
+    points = json.loads(path.read_text())
+    data_sets = list(dict.fromkeys(point["data"] for point in points))
+    lines = [
+        f"| | {' | '.join(f'{it}, prompts/s | tau-b' for it in data_sets)} |",
+        f"|---|{'--:|' * (2 * len(data_sets))}",
+    ]
+    for network in dict.fromkeys(point["network"] for point in points):
+        told = {it["data"]: it for it in points if it["network"] == network}
+        cells = [
+            f"{told[it]['prompts_per_s']:,} | {told[it]['tau_b']:.3f}" if it in told else "- | -"
+            for it in data_sets
+        ]
+        lines.append(f"| {network} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 # What a training of experiments/run.py is, as far as it does not say otherwise.
 USUAL = {
     "model": "lite", "objective": "soft", "epochs": 3, "learning_rate": 3e-3, "batch_size": 128,
@@ -227,6 +248,7 @@ PARTS = {
     "experiment": experiment,
     "amount": amount,
     "across": across,
+    "pareto": pareto,
 }
 
 if __name__ == "__main__":

@@ -196,6 +196,7 @@ USUAL = {
     "model": "lite", "objective": "soft", "epochs": 3, "learning_rate": 3e-3, "batch_size": 128,
     "reading": [], "network": [], "beyond": "", "seed": 0,
 }  # fmt: skip
+USUAL_OBJECTIVE = "soft:0.5"  # "soft", spelled out
 OBJECTIVES = {
     "margin": "margin, pairs ≥ {} apart", "logistic": "logistic, pairs ≥ {} apart",
     "soft": "logistic, soft labels (temperature {})", "listmle": "listMLE",
@@ -218,7 +219,7 @@ def _changes(spec: dict) -> str:
     """What makes a training another one than usual, in words; nothing for a usual one."""
     told = []
     for name, value in spec.items():
-        if name not in USUAL or value == USUAL[name]:
+        if name not in USUAL or value in (USUAL[name], USUAL_OBJECTIVE):
             continue
         if name == "objective":
             kind, _, number = value.partition(":")

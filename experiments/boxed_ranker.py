@@ -157,7 +157,8 @@ traffic: `pars prepare records`, `pars train --model lite` take a minute.
 {num_prompts:,} prompts, from sources under MIT, Apache-2.0 and CC0 only. A prompt's label is the
 geometric mean of its answers' tokens over all models and samples in the source. Nine tenths
 trained, one tenth (other prompts) is held out. No prompt text is in the package but the words of
-the vocabulary (words that stand in at least two places).
+the vocabulary (words that stand in at least two places). English words began with vectors made from
+all-MiniLM-L6-v2's input embeddings (Apache-2.0), which come with the package.
 
 | file | source | licence | prompts |
 |---|---|---|--:|
@@ -186,7 +187,8 @@ of each: what a little training on one's own traffic gives.
   one model. Expect far less there than the table's first row, whose pairs often stand in different
   categories.
 - It reads English words. Prompts in other languages and scripts are mostly unknown words to it.
-- It reads the first {max_length} words and no conversation before them.
+- It reads {max_length} words, of a longer prompt the first three quarters of them and the last one,
+  and no conversation before them.
 - Models that think before they answer: their lengths are averaged with those of models that do not.
 - Prompts longer than a few hundred words: almost none were in the data.
 

@@ -157,7 +157,7 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="what there is, and what is done")
     options = parser.parse_args()
     wanted = [(name, spec) for name in options.names or EXPERIMENTS for spec in EXPERIMENTS[name]()]
-    left = [(name, spec) for name, spec in wanted if key(spec) not in done()]
+    left = [(name, spec) for name, spec in wanted if (name, key(spec)) not in done()]
     print(f"{len(wanted) - len(left)} of {len(wanted)} trainings are done")
     if options.list:
         for name, experiment in EXPERIMENTS.items():
@@ -167,10 +167,10 @@ def main() -> None:
         parser.error("--records is needed: the folder of the record files")
     torch.set_num_threads(1)
     for name, spec in left:
-        if key(spec) in done():
-            continue  # another experiment of this run, or a run beside it, has it
-        measured = measure(spec, options.records, options.minilm)
-        line = {"experiment": name, "spec": json.loads(key(spec)), **measured}
+        # Another experiment, or a run beside this one, may have trained it.
+        known = {trained: line for (_, trained), line in done().items()}
+        measured = known.get(key(spec)) or measure(spec, options.records, options.minilm)
+        line = {**measured, "experiment": name, "spec": json.loads(key(spec))}
         with RESULTS.open("a") as file:
             file.write(json.dumps(line) + "\n")
         print(f"{name:<12} {key(spec)}: {line['tau_b']['value']:.4f}", flush=True)
@@ -182,8 +182,9 @@ def results() -> list[dict[str, Any]]:
     )
 
 
-def done() -> set[str]:
-    return {json.dumps(line["spec"]) for line in results()}
+def done() -> dict[tuple[str, str], dict[str, Any]]:
+    """What there is, by experiment and spec."""
+    return {(line["experiment"], json.dumps(line["spec"])): line for line in results()}
 
 
 def key(spec: Spec) -> str:

@@ -139,7 +139,6 @@ def card(counts: dict[str, int]) -> str:
         num_prompts=sum(counts.values()),
         scores="\n".join(scores),
         others="\n".join(others),
-        seconds=metrics["seconds"],
         max_length=metrics["max_length"],
     )
 
@@ -199,7 +198,7 @@ of each: what a little training on one's own traffic gives.
     pars train --model lite --train-data data/train_data.json --val-data data/val_data.json \\
         --output-dir run
 
-in {seconds:.0f} s, and `pars evaluate`.
+and `pars evaluate`.
 """
 
 

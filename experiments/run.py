@@ -106,11 +106,26 @@ def whole() -> Iterator[Spec]:
         yield Spec("alpaca_davinci003", **change)
 
 
+def few() -> Iterator[Spec]:
+    """How many epochs few prompts want, in batches of 64."""
+    for name in ("alpaca_davinci003", "sharegpt", "gpteacher_code"):
+        for num_train in (300, 1_000):
+            for epochs in (3, 6, 12, 20):
+                yield Spec(
+                    name, num_train=num_train, epochs=epochs, batch_size=64, max_length=128
+                )  # fmt: skip
+
+
 def seeds() -> Iterator[Spec]:
-    """How far the same training moves with its seed: what a difference must exceed to count."""
+    """Other seeds, which draw other training prompts too: what won, and what it won against."""
+    without = (("vectors", False),)
+    changes: list[dict[str, Any]] = [{}, {"batch_size": 64}, {"reading": without}]
     for name in ("alpaca_davinci003", "sharegpt", "gpteacher_code"):
         for seed in SEEDS[1:]:
-            yield Spec(name, seed=seed, **SMALL)
+            for change in changes:
+                yield Spec(name, seed=seed, **SMALL, **change)
+    for seed in SEEDS[1:]:
+        yield Spec("sharegpt", seed=seed, beyond="history", **SMALL)
 
 
 def beyond() -> Iterator[Spec]:
@@ -143,7 +158,8 @@ def across() -> Iterator[Spec]:
 EXPERIMENTS = {
     it.__name__: it
     for it in (
-        reading, objectives, threshold, beyond, across, network, steps, whole, seeds, amount,
+        reading, objectives, threshold, beyond, across, network, steps, whole, few, seeds,
+        amount,
         encoder,
     )
 }  # fmt: skip

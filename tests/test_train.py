@@ -14,7 +14,14 @@ import torch
 
 from pars.errors import DataError, ParsError, RankerError
 from pars.learn.train import logistic_loss, margin_loss, train
-from pars.learn.train_config import LITE_DEFAULTS, PRESETS, TrainConfig, check_effect, with_preset
+from pars.learn.train_config import (
+    LITE_DEFAULTS,
+    PRESETS,
+    TrainConfig,
+    check_effect,
+    with_epochs,
+    with_preset,
+)
 from pars.ranker import Ranker
 
 from rankers import rows, tiny_encoder, write_data, write_pairs
@@ -294,6 +301,14 @@ def test_a_preset_is_a_model_with_its_defaults_and_options_go_first(data, tmp_pa
     assert with_preset("base", None, files) == {"model": "encoder", **files}
     for name in PRESETS:
         assert TrainConfig(**with_preset(name, None, files))
+
+
+def test_few_prompts_are_seen_more_often(data, tmp_path):
+    """6,000 rows are seen in all, in 3 epochs at least and 12 at most; a given number stands."""
+    lite = lite_config(data, tmp_path, num_epochs=0)
+
+    assert [with_epochs(lite, n).num_epochs for n in (100, 1_000, 40_000)] == [12, 6, 3]
+    assert with_epochs(lite_config(data, tmp_path, num_epochs=5), 100).num_epochs == 5
 
 
 def test_without_a_preset_the_model_chooses():

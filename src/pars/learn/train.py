@@ -32,7 +32,7 @@ from pars.learn.export import check_replaceable, export_ranker
 from pars.learn.models import LiteModel, PromptModel, load_encoder, load_weights
 from pars.learn.processes import Processes, joined_processes
 from pars.learn.records import length_unit_of
-from pars.learn.train_config import REPORTED, TrainConfig, plain
+from pars.learn.train_config import REPORTED, TrainConfig, plain, with_epochs
 from pars.learn.train_data import TrainingData, read_training_data
 from pars.learn.train_state import (
     BEST_FILE,
@@ -80,6 +80,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     with joined_processes() as processes:
         torch.manual_seed(config.seed)
         data = read_training_data(config)
+        config = with_epochs(config, len(data.batches) * config.batch_size)
         return Training(config, data, new_model(config, data.prompts), processes).run()
 
 

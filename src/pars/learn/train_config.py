@@ -3,7 +3,7 @@
 import json
 import zlib
 from collections.abc import Collection
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ class TrainConfig:
 
     Either `train_file` and `val_file` (pair files) or `train_data` and `val_data` (prompts with
     answer lengths) are given. With pair files, `val_data` beside them lets tau-b be reported too.
-    `precision` is of an encoder's matrix products: auto takes the faster that the device has.
+    0 epochs are as many as the number of rows asks for (`with_epochs`). `precision` is of an
+    encoder's matrix products: auto takes the faster that the device has.
     """
 
     output_dir: Path
@@ -67,12 +68,19 @@ class TrainConfig:
         _check(self.model in ("encoder", "lite"), "--model", "encoder or lite", self.model)
         _check(self.loss in LOSSES, "--loss", " or ".join(LOSSES), self.loss)
         _check(self.precision in PRECISIONS, "--precision", ", ".join(PRECISIONS), self.precision)
-        for name in ("max_length", "batch_size", "num_epochs"):
+        for name in ("max_length", "batch_size"):
             _check(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         _check(self.learning_rate > 0, "learning_rate", "above 0", self.learning_rate)
         for name in ("threshold", "warmup_ratio"):
             _check(0 <= getattr(self, name) <= 1, name, "between 0 and 1", getattr(self, name))
-        for name in ("seed", "margin", "label_temperature", "weight_decay", "num_workers"):
+        for name in (
+            "num_epochs",
+            "seed",
+            "margin",
+            "label_temperature",
+            "weight_decay",
+            "num_workers",
+        ):
             _check(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
 
 
@@ -87,7 +95,7 @@ LITE_DEFAULTS: dict[str, Any] = {
     "model_name": "lite",
     "max_length": 256,
     "batch_size": 64,
-    "num_epochs": 3,
+    "num_epochs": 0,
     "learning_rate": 3e-3,
     "loss": "logistic",
     "threshold": 0.0,
@@ -103,12 +111,20 @@ SMALL_DEFAULTS: dict[str, Any] = {
     "threshold": 0.0,
     "label_temperature": 0.5,
 }
+FEWEST_EPOCHS, MOST_EPOCHS, ROWS_TO_SEE = 3, 12, 6_000
 # A preset is a model and its defaults: `base` is PARS as published, whose defaults TrainConfig has.
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "lite": ("lite", LITE_DEFAULTS),
     "small": ("encoder", SMALL_DEFAULTS),
     "base": ("encoder", {}),
 }
+
+
+def with_epochs(config: TrainConfig, num_rows: int) -> TrainConfig:
+    """With 0 epochs replaced: few rows are seen more often, since steps are what is lacking."""
+    if config.num_epochs:
+        return config
+    return replace(config, num_epochs=min(MOST_EPOCHS, max(FEWEST_EPOCHS, ROWS_TO_SEE // num_rows)))
 
 
 def with_preset(preset: str | None, model: str | None, given: dict[str, Any]) -> dict[str, Any]:

@@ -114,16 +114,21 @@ def experiment(argument: str) -> str:
     own = [line for line in lines if line["experiment"] == name]
     if not own:
         return f"*Not measured yet: `python experiments/run.py {name}`.*"
+    if name in ("threshold", "seeds"):  # which grew piece by piece
+        own.sort(key=lambda line: _changes(line["spec"]))
     sizes = {_size(line) for line in own}
     unchanged = [line for line in lines if _size(line) in sizes and not _changes(line["spec"])]
     data_sets = list(dict.fromkeys(line["spec"]["data"] for line in own))
     cells: dict[str, dict[str, list[str]]] = {}
     for line in [*unchanged, *own]:
         told = f"{line['filtered_accuracy']:.3f}" if statistic else _interval(line["tau_b"])
-        row = cells.setdefault(_changes(line["spec"]) or "**unchanged**", {})
+        label = _changes(line["spec"]) or "**unchanged**"
+        if name == "few":
+            label = f"{line['num_train']:,} prompts, {label}"
+        row = cells.setdefault(label, {})
         row.setdefault(line["spec"]["data"], [told])
     counts = {line["spec"]["data"]: line["num_train"] for line in own}
-    heads = [f"{data} ({counts[data]:,})" for data in data_sets]
+    heads = [data if name == "few" else f"{data} ({counts[data]:,})" for data in data_sets]
     rows = [
         f"| {label} | {' | '.join(row.get(data, ['-'])[0] for data in data_sets)} |"
         for label, row in cells.items()

@@ -27,7 +27,7 @@ from pars.learn.models import load_encoder
 
 ROOT = Path(__file__).parents[1]
 DATA_SETS = ("alpaca_davinci003", "gpteacher_code")
-NUM_PROMPTS, NUM_PASSES = 400, 9
+NUM_PROMPTS, NUM_PASSES = 400, 3
 SHAPES = {"width", "windows", "is_wide", "is_deep", "trigrams"}  # options that change the cost
 
 

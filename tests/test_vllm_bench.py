@@ -80,9 +80,9 @@ def test_all_tokens_come_and_policies_order_the_queue(live: Result):
 
 def test_the_engine_tells_its_queue(live: Result):
     """Its /metrics, read while requests waited, know of most of them."""
-    most = {run.policy: max(sample.num_waiting for sample in run.queue) for run in live.runs}
+    most = max(sample.num_waiting for run in live.runs for sample in run.queue)
 
-    assert all(2 <= waiting <= len(LENGTHS) - 1 for waiting in most.values()), most
+    assert 2 <= most <= len(LENGTHS) - 1
 
 
 def test_the_report_of_a_real_run(folder: Path):

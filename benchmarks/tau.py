@@ -27,8 +27,6 @@ DATA_SETS = {
     "gpteacher code": ("code_gpteacher_gpt4", [], 5_000, []),
     "mmlupro gpt-4o": ("reasoning_mmlupro", ["--where", "model=gpt-4o"], 1_500, []),
 }
-MINILM = ["--loss", "logistic", "--threshold", "0", "--learning-rate", "1e-4", "--batch-size", "64"]
-MINILM += ["--num-epochs", "1", "--weight-decay", "0.01"]
 RANKERS = ("lite", "MiniLM")
 
 
@@ -65,7 +63,7 @@ def measure(name: str, folder: Path, minilm: str | None) -> dict:
     result = {}
     ways = {"lite": ["--model", "lite"]}
     if minilm:
-        ways["MiniLM"] = ["--model-name", minilm, *MINILM, *minilm_options]
+        ways["MiniLM"] = ["--preset", "small", "--model-name", minilm, *minilm_options]
     for ranker, options in ways.items():
         run = folder / ranker
         train_data = data / "train_data.json"

@@ -291,12 +291,12 @@ def test_an_option_without_effect_is_refused(data, tmp_path, option, value, way_
 
 
 def test_a_preset_is_a_model_with_its_defaults_and_options_go_first(data, tmp_path):
-    """`small` brings a MiniLM and one epoch; a given option replaces the preset's."""
+    """`small` brings a MiniLM and two epochs; a given option replaces the preset's."""
     files = {"output_dir": tmp_path, **data_files(data)}
 
-    small = TrainConfig(**with_preset("small", None, {**files, "num_epochs": 2}))
+    small = TrainConfig(**with_preset("small", None, {**files, "num_epochs": 3}))
 
-    assert (small.model, small.loss, small.num_epochs) == ("encoder", "logistic", 2)
+    assert (small.model, small.loss, small.num_epochs) == ("encoder", "logistic", 3)
     assert small.model_name.endswith("all-MiniLM-L6-v2")
     assert with_preset("base", None, files) == {"model": "encoder", **files}
     for name in PRESETS:

@@ -103,7 +103,7 @@ def prepare(output_dir: Path, where: tuple[str, ...], **options: Any) -> None:
 @option("--max-length", int, "128; lite 256", "Tokens (lite: words) that are read.")
 @option("--batch-size", int, "128; small, lite 64", "Pairs of a pair file, or prompts, in a step.")
 @option(
-    "--num-epochs", int, "3; small 1; lite 3 to 12, more of few prompts", "Passes over the data."
+    "--num-epochs", int, "3; small 2; lite 3 to 12, more of few prompts", "Passes over the data."
 )
 @option("--learning-rate", float, "2e-5; small 1e-4; lite 3e-3", "Highest learning rate of AdamW.")
 @option(

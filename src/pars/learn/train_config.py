@@ -105,7 +105,7 @@ LITE_DEFAULTS: dict[str, Any] = {
 SMALL_DEFAULTS: dict[str, Any] = {
     "model_name": "sentence-transformers/all-MiniLM-L6-v2",
     "batch_size": 64,
-    "num_epochs": 1,
+    "num_epochs": 2,
     "learning_rate": 1e-4,
     "loss": "logistic",
     "threshold": 0.0,

@@ -12,7 +12,7 @@ setpriv --pdeathsig TERM bash engine/serve.sh --port "$port" --scheduling-policy
     --max-num-seqs 8 --max-model-len 8192 >"$output/vllm.log" 2>&1 &
 server=$!
 trap 'kill $server 2>/dev/null || true; wait $server 2>/dev/null || true' EXIT
-echo "Starting vLLM (40 s; $output/vllm.log)"
+echo "Starting vLLM (20 s; $output/vllm.log)"
 until python -c 'import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=9)' \
     "http://127.0.0.1:$port/health" 2>/dev/null; do
     kill -0 $server 2>/dev/null || { tail -n 20 "$output/vllm.log"; exit 1; }

@@ -78,6 +78,24 @@ def tau_table(name: str) -> str:
     return "\n".join(lines)
 
 
+def latency(name: str) -> str:
+    """What a policy's order was worth on a real vLLM: means and tails, fcfs first."""
+    path = RESULTS / f"{name}.json"
+    if not path.is_file():
+        return f"*Not measured yet: `bash benchmarks/all.sh {name}`.*"
+    summary = json.loads(path.read_text())["summary"]
+    lines = [
+        "| order | seconds per token: mean | p90 | seconds end to end: mean | longest | gain reached |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for policy, ntpot in summary["ntpot_s"].items():
+        end_to_end = summary["end_to_end_s"][policy]
+        figures = f"{ntpot['mean']:.3f} | {ntpot['p90']:.3f} | {end_to_end['mean']:.1f}"
+        share = f"{ntpot['share_of_oracle_gain']:.0%}"
+        lines.append(f"| {policy} | {figures} | {end_to_end['longest']:.1f} | {share} |")
+    return "\n".join(lines)
+
+
 def own_traffic(start: str) -> str:
     """Tau-b against the number of own requests seen: means over seeds, with their range."""
     path = ROOT / "experiments/own_traffic.jsonl"
@@ -249,6 +267,7 @@ def _interval(tau_b: dict) -> str:
 PARTS = {
     "files": file_map,
     "printed": printed,
+    "latency": latency,
     "tau": tau_table,
     "own_traffic": own_traffic,
     "experiment": experiment,

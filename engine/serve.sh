@@ -11,6 +11,9 @@ export VLLM_TARGET_DEVICE=cpu
 export VLLM_CPU_KVCACHE_SPACE=1              # GiB: half a million tokens of the tiny model
 export VLLM_CPU_OMP_THREADS_BIND=nobind      # by default every server sits on the same core
 export OMP_NUM_THREADS=1
+# The model runs in the engine's process. A worker of its own would wait for its turn in a loop of
+# sched_yield, which on Linux 6.18 starves everybody else on two cores, for up to minutes.
+export VLLM_ENABLE_V1_MULTIPROCESSING=0
 export VLLM_CACHE_ROOT=$PWD/.engine/cache
 export VLLM_NO_USAGE_STATS=1 HF_HUB_OFFLINE=1
 

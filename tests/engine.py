@@ -8,8 +8,8 @@ A real vLLM for tests: one server per set of options and environment, kept until
             engine.wait_for(waiting=12)
 
 engine/serve.sh runs it. The model is engine/tiny_llama.py's, named MODEL: an answer is `max_tokens`
-long, one printable character a token, some 150 tokens/s in one slot. A start takes 40-60 s and the
-server 2.6 GB, so tests share options where they can; one slot, the default here, makes the order in
+long, one printable character a token, some 150 tokens/s in one slot. A start takes 10-20 s and the
+server 2.1 GB, so tests share options where they can; one slot, the default here, makes the order in
 which requests begin exact.
 """
 

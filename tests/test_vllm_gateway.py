@@ -242,7 +242,7 @@ def test_openai_s_client_talks_through_it(shortest_first: Door):
             client.chat.completions.create(**ask | {"model": "absent"})
 
     assert len(whole.choices[0].message.content) == 5
-    assert len([it for it in pieces if it.choices[0].delta.content]) == 5
+    assert len("".join(it.choices[0].delta.content or "" for it in pieces)) == 5
 
 
 def test_probe_says_that_vllm_schedules_by_priority(engine: Engine):

@@ -28,7 +28,8 @@ from pars.settings import Settings
 from pars.upstream import Upstream
 
 MAX_BLOCKERS = 2048
-BLOCKER_TOKENS = 4096
+BLOCKER_TOKENS = 4096  # where the upstream does not tell how many it takes
+MOST_BLOCKER_TOKENS = 65_536  # a small model makes 1,000 a second, and must not end meanwhile
 LATE_TOKENS = 256
 NUM_PER_SIDE = 4
 PATIENCE_S = 3.0
@@ -86,6 +87,7 @@ class Probe:
         self._order: list[_Stream] = []  # of this try, like the next one
         self._streams: list[_Stream] = []
         self._model = ""
+        self._blocker_tokens = BLOCKER_TOKENS
 
     async def obeys_priority(self) -> bool:
         """
@@ -95,7 +97,7 @@ class Probe:
             ProbeError: it could not be told, and why.
             UpstreamError: the upstream does not answer.
         """
-        self._model = await self._first_model()
+        await self._ask_model()
         for _ in range(NUM_TRIES - 1):
             with suppress(BusyError):
                 return await self._try()
@@ -128,20 +130,26 @@ class Probe:
             )
         return share_early_first >= 0.8
 
-    async def _first_model(self) -> str:
+    async def _ask_model(self) -> None:
+        """Which model there is, and how long an answer it takes."""
         status, body = await self._upstream.get(b"/v1/models")
-        with suppress(ValueError, LookupError, TypeError):
-            return str(json.loads(body)["data"][0]["id"])
-        raise ProbeError(
-            f"/v1/models names no model (status {status}; a key goes into PARS_API_KEYS)"
-        )
+        try:
+            model = json.loads(body)["data"][0]
+            self._model = str(model["id"])
+        except (ValueError, LookupError, TypeError):
+            raise ProbeError(
+                f"/v1/models names no model (status {status}; a key goes into PARS_API_KEYS)"
+            ) from None
+        most = model.get("max_model_len")  # vLLM's and SGLang's word for prompt and answer
+        if isinstance(most, int) and most > 1:
+            self._blocker_tokens = min(most // 2, MOST_BLOCKER_TOKENS)
 
     async def _fill(self) -> list[_Stream]:
         """Streams that hold every slot."""
         blockers: list[_Stream] = []
         while len(blockers) < MAX_BLOCKERS:
             wave = [
-                await self._send(BLOCKER_TOKENS, self._now - 60_000_000)
+                await self._send(self._blocker_tokens, self._now - 60_000_000, is_blocker=True)
                 for _ in range(max(1, len(blockers)))
             ]
             blockers += wave
@@ -179,7 +187,7 @@ class Probe:
             for wait in waits:
                 wait.cancel()
 
-    async def _send(self, num_tokens: int, priority: int) -> _Stream:
+    async def _send(self, num_tokens: int, priority: int, *, is_blocker: bool = False) -> _Stream:
         value = self._sign * priority
         body: dict[str, Any] = {"model": self._model, "prompt": "Count from one to a million:"}
         body |= {"max_tokens": num_tokens, "stream": True, "ignore_eos": True, "priority": value}
@@ -193,7 +201,7 @@ class Probe:
         exchange = await self._upstream.exchange(b"POST", fresh=True)
         exchange.write(self._upstream.request_head(b"POST", b"/v1/completions", headers) + content)
         exchange.is_request_sent = True
-        stream = _Stream(exchange, frees_its_slot=num_tokens != BLOCKER_TOKENS)
+        stream = _Stream(exchange, frees_its_slot=not is_blocker)
         stream.reading = asyncio.create_task(stream.read(self._order))
         self._streams.append(stream)
         return stream

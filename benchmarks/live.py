@@ -11,8 +11,8 @@ simulate --fit`, `pars simulate`, as a user would run them. Fidelity is said twi
 fitted to this very run, and with those fitted to the other data set's. The last line of stdout is
 one JSON with all of it.
 
-The Llama is larger than the tests': its steps take one core some 20 ms, so that the other one is
-enough for vLLM's HTTP server and this client. Where steps take 5 ms, both cores are full, each of
+The Llama is larger than the tests': its steps take one core some 7 ms, so that the other one is
+enough for vLLM's HTTP server and this client. With the tests' own, both cores are full, each of
 the three lets the others stand, and what is measured is that.
 """
 
@@ -32,7 +32,7 @@ sys.path.append(str(ROOT / "tests"))
 from engine import Engines  # noqa: E402  # the tests' real vLLM
 
 # Data set: requests, requests a second, and a bound on overtaking that such a short run can show.
-LOADS = {"sharegpt": (60, 12.0, 5), "alpaca_davinci003": (200, 40.0, 5)}
+LOADS = {"sharegpt": (90, 25.0, 2), "alpaca_davinci003": (350, 120.0, 2)}
 NUM_SLOTS = 16
 MODEL_SIZE = ("--width", "512", "--layers", "6")  # 14 M parameters
 MAX_TOKENS = 400

@@ -85,7 +85,7 @@ def latency(name: str) -> str:
         return f"*Not measured yet: `bash benchmarks/all.sh {name}`.*"
     summary = json.loads(path.read_text())["summary"]
     lines = [
-        "| order | seconds per token: mean | p90 | seconds end to end: mean | longest | gain reached |",
+        "| order | s per token: mean | p90 | s end to end: mean | longest | of the gain |",
         "|---|--:|--:|--:|--:|--:|",
     ]
     for policy, ntpot in summary["ntpot_s"].items():

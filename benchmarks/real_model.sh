@@ -13,7 +13,7 @@ cd "$(dirname "$0")/.."
 work=${WORK:-build/real_model}
 num_prompts=2400
 num_requests=${NUM_REQUESTS:-150} repeats=${REPEATS:-2} # of the bench
-max_tokens=300                              # a quarter of the answers is cut there
+max_tokens=300                              # three in ten answers are cut there
 sampling='{"top_p": 0.9}' temperature=0.2   # as the model's card asks it
 name=smollm2-135m
 port=${PORT:-18411}                         # part of what `pars collect` goes on with

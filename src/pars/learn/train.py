@@ -321,7 +321,7 @@ def low_precision(config: TrainConfig, device: torch.device) -> torch.dtype | No
     The type of an encoder's matrix products in training, beside float32 for all else; None: that.
 
     A CPU that multiplies bfloat16 itself (AVX-512 BF16, AMX) takes it: a step of MiniLM then takes
-    0.4 of the time, for the same tau-b (docs/results.md). Others only emulate it.
+    0.4 of the time. Others only emulate it.
     """
     if config.precision == "bfloat16":
         return torch.bfloat16

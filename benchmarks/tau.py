@@ -10,6 +10,7 @@ are not part of the project, and without them there is nothing to run.
 """
 
 import argparse
+import gzip
 import json
 import os
 import shutil
@@ -19,13 +20,13 @@ from pathlib import Path
 
 SHARED = Path(os.environ.get("PARS_SHARED", Path(__file__).parents[2] / "shared"))
 
-# Name: the records, which rows, and how MiniLM is trained there: on at most so many prompts, since
-# a CPU has minutes and not hours, with these options.
+# Name: the records, which rows, and options for MiniLM.
 DATA_SETS = {
-    "alpaca_davinci003": ("instruction_alpaca_davinci003", [], 40_000, ["--max-length", "64"]),
-    "sharegpt": ("chat_sharegpt", [], 10_000, ["--max-length", "64"]),
-    "gpteacher code": ("code_gpteacher_gpt4", [], 5_000, []),
-    "mmlupro gpt-4o": ("reasoning_mmlupro", ["--where", "model=gpt-4o"], 1_500, []),
+    "alpaca_davinci003": ("instruction_alpaca_davinci003", [], ["--max-length", "64"]),
+    "sharegpt": ("chat_sharegpt", [], []),
+    "sharegpt, conversation known": ("chat_sharegpt", [], []),
+    "gpteacher code": ("code_gpteacher_gpt4", [], []),
+    "mmlupro gpt-4o": ("reasoning_mmlupro", ["--where", "model=gpt-4o"], []),
 }
 RANKERS = ("lite", "MiniLM")
 
@@ -44,7 +45,7 @@ def main() -> None:
     if not options.keep:
         shutil.rmtree(options.work_dir, ignore_errors=True)
     results = {
-        name: measure(name, options.work_dir / name.replace(" ", "_"), options.minilm)
+        name: measure(name, options.work_dir / name.replace(" ", "_").replace(",", ""), options)
         for name in options.data_sets
     }
     print_table(results)
@@ -53,28 +54,29 @@ def main() -> None:
     print(json.dumps(results))
 
 
-def measure(name: str, folder: Path, minilm: str | None) -> dict:
+def measure(name: str, folder: Path, options: argparse.Namespace) -> dict:
     """All rankers on one data set."""
-    file, where, most_prompts, minilm_options = DATA_SETS[name]
+    file, where, minilm_options = DATA_SETS[name]
     data = folder / "data"
     if not (data / "val_data.json").is_file():
-        source = ["--input", SHARED / f"data/{file}.jsonl.gz", "--length-field", "response_tokens"]
+        records = SHARED / f"data/{file}.jsonl.gz"
+        if name.endswith("conversation known"):
+            records = with_answers_before(records, folder / "records.jsonl")
+        source = ["--input", records, "--length-field", "response_tokens"]
         pars("prepare", "records", *source, *where, "--output-dir", data)
     result = {}
     ways = {"lite": ["--model", "lite"]}
-    if minilm:
-        ways["MiniLM"] = ["--preset", "small", "--model-name", minilm, *minilm_options]
-    for ranker, options in ways.items():
+    if options.minilm:
+        ways["MiniLM"] = ["--preset", "small", "--model-name", options.minilm, *minilm_options]
+    for ranker, way in ways.items():
         run = folder / ranker
         train_data = data / "train_data.json"
-        if ranker == "MiniLM":
-            train_data = first_rows(train_data, most_prompts)
         files = ["--train-data", train_data, "--val-data", data / "val_data.json"]
         if not (run / "ranker/ranker.json").is_file():
-            pars("train", *files, *options, "--output-dir", run)
+            pars("train", *files, *way, "--output-dir", run)
         if not (run / "evaluation.json").is_file():
             evaluate = ["evaluate", "--ranker", run / "ranker", "--data", data / "val_data.json"]
-            pars(*evaluate, "--train-data", data / "train_data.json", "--output-dir", run)
+            pars(*evaluate, "--train-data", train_data, "--output-dir", run)
         told = json.loads((run / "evaluation.json").read_text())
         metrics = json.loads((run / "metrics.json").read_text())
         result[ranker] = {
@@ -87,11 +89,20 @@ def measure(name: str, folder: Path, minilm: str | None) -> dict:
     return result
 
 
-def first_rows(path: Path, num_rows: int) -> Path:
-    """The file cut to its first rows, beside it."""
-    part = path.with_name(f"first_{num_rows}_{path.name}")
-    part.write_text(json.dumps(json.loads(path.read_text())[:num_rows]))
-    return part
+def with_answers_before(records: Path, noted: Path) -> Path:
+    """
+    The records of conversations with what a server sees of each: how long the answers so far were.
+
+    An id is the conversation's, a hyphen and the message's place in it.
+    """
+    answers: dict[str, list[int]] = {}
+    noted.parent.mkdir(parents=True, exist_ok=True)
+    with gzip.open(records, "rt", encoding="utf-8") as rows, noted.open("w") as file:
+        for row in map(json.loads, rows):
+            before = answers.setdefault(row["id"].rpartition("-")[0], [])
+            file.write(json.dumps({**row, "answers_before": before}) + "\n")
+            before.append(row["response_chars"])
+    return noted
 
 
 def pars(*arguments: object) -> None:

@@ -100,6 +100,7 @@ def load(name: str, folder: Path) -> DataSet:
     source = SOURCES[name]
     with gzip.open(folder / f"{source.file}.jsonl.gz", "rt", encoding="utf-8") as lines:
         records = [json.loads(line) for line in lines]
+    records = with_answers_before(records)
     records = [it for it in records if source.is_wanted(it) and it["response_tokens"]]
     rows = Rows(
         [record["prompt"] for record in records],
@@ -113,6 +114,23 @@ def load(name: str, folder: Path) -> DataSet:
     if source.is_sampled:
         train, test = train.mean_by_prompt(), one_sample(test)
     return DataSet(train, test)
+
+
+def with_answers_before(records: list[Record]) -> list[Record]:
+    """
+    The records with `answers_before`: the characters of the conversation's answers so far.
+
+    For those of ShareGPT, whose id is a conversation's, a hyphen and the message's place in it.
+    """
+    answers: dict[str, list[int]] = defaultdict(list)
+    told = []
+    for record in records:
+        if "turn" in record:
+            conversation = record["id"].rpartition("-")[0]
+            record = {**record, "answers_before": list(answers[conversation])}
+            answers[conversation].append(record["response_chars"])
+        told.append(record)
+    return told
 
 
 def in_test(prompt: str) -> bool:

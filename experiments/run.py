@@ -137,6 +137,22 @@ def beyond() -> Iterator[Spec]:
         yield Spec("mmlupro_gpt-4o", beyond=kind, **SMALL)
 
 
+def conversation() -> Iterator[Spec]:
+    """What came before in the conversation, and features with a weight of their own."""
+    direct = (("direct", True),)
+    for seed in SEEDS:
+        for before in ("", "history", "answers"):
+            for network in ((), direct):
+                yield Spec("sharegpt", beyond=before, network=network, seed=seed, **SMALL)
+        for name in ("alpaca_davinci003", "gpteacher_code"):
+            for network in ((), direct):
+                yield Spec(name, network=network, seed=seed, **SMALL)
+    for before, network in (("", ()), ("", direct), ("answers", ()), ("answers", direct)):
+        yield Spec("sharegpt", beyond=before, network=network, batch_size=64)
+    for network in ((), direct):
+        yield Spec("alpaca_davinci003", network=network, batch_size=64)
+
+
 def amount() -> Iterator[Spec]:
     """Order against the number of prompts trained on."""
     for name in ("alpaca_davinci003", "sharegpt"):
@@ -158,8 +174,8 @@ def across() -> Iterator[Spec]:
 EXPERIMENTS = {
     it.__name__: it
     for it in (
-        reading, objectives, threshold, beyond, across, network, steps, whole, few, seeds,
-        amount,
+        reading, objectives, threshold, beyond, conversation, across, network, steps, whole, few,
+        seeds, amount,
         encoder,
     )
 }  # fmt: skip

@@ -17,10 +17,11 @@ from data import Record, Rows
 from objectives import Objective, objective
 from torch import Tensor, nn
 
+from pars.conversation import with_note
 from pars.learn.models import PAIR_FACTORS, load_encoder
 from pars.learn.word_vectors import word_vectors
 from pars.ranker import pad
-from pars.words import MARKS, NUM_FEATURES, NUM_FIRST_FEATURES, WordTokenizer
+from pars.words import MARKS, NUM_FEATURES, NUM_FIRST_FEATURES, WordTokenizer, surface_features
 
 Options = tuple[tuple[str, Any], ...]
 
@@ -54,6 +55,11 @@ def history(record: Record) -> list[float]:
     ]
 
 
+def answers(record: Record) -> list[float]:
+    """The answers before in the conversation, as `pars.words` has them of a note."""
+    return surface_features(with_note("", record.get("answers_before") or ()), 1)[-4:]
+
+
 def model_name(record: Record) -> list[float]:
     """Which model answers, as one of 32 hashed places."""
     place = sum(record["model"].encode()) % 32
@@ -69,6 +75,7 @@ def subject(record: Record) -> list[float]:
 BEYOND: dict[str, Callable[[Record], list[float]]] = {
     "": lambda record: [],
     "history": history,
+    "answers": answers,
     "model": model_name,
     "subject": subject,
 }
@@ -91,6 +98,7 @@ class Lite(nn.Module):
         is_deep: bool = True,
         dropout: float = 0.2,
         word_dropout: float = 0.0,
+        direct: bool = False,
     ) -> None:
         super().__init__()
         self.buckets, self.trigrams, self.word_dropout = buckets, trigrams, word_dropout
@@ -106,6 +114,9 @@ class Lite(nn.Module):
             nn.Conv1d(width, width, window, padding=window // 2) for window in windows
         )
         self.dropout = nn.Dropout(dropout)
+        self.direct = nn.Linear(num_features, num_outputs, bias=False) if direct else None
+        if self.direct:
+            nn.init.zeros_(self.direct.weight)
         num_pooled = width * (1 + 2 * len(windows))
         self.head = nn.Sequential(
             nn.Dropout(dropout), nn.Linear(num_pooled + num_features, 64), nn.ReLU(),
@@ -130,7 +141,8 @@ class Lite(nn.Module):
         for convolution in self.convolutions:
             windows = torch.relu(convolution(words)) * mask
             pooled += [windows.sum(2) / num_words, windows.amax(2)]
-        return self.head(torch.cat([*pooled, features], 1))
+        deep = self.head(torch.cat([*pooled, features], 1))
+        return deep + self.direct(features) if self.direct else deep
 
     def _wide(self, ids: Tensor, is_word: Tensor) -> Tensor:
         total = (self.words(ids) * is_word.unsqueeze(2)).sum(1)

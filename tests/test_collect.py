@@ -476,7 +476,11 @@ def test_answers_go_straight_into_training(tmp_path):
 
 
 def test_prompts_come_in_many_shapes(tmp_path):
-    """Chat logs lose the answer at their end; a .txt has a prompt on each line."""
+    """
+    Chat logs lose the answer at their end; a .txt has a prompt on each line.
+
+    A chat's note is for the ranker, and a note in a file of texts is not asked.
+    """
     chat = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": [{"type": "text", "text": "Why?"}]},
@@ -485,10 +489,18 @@ def test_prompts_come_in_many_shapes(tmp_path):
     (tmp_path / "chats.json").write_text(json.dumps([{"messages": chat}]))
     (tmp_path / "plain.txt").write_text("One?\n\nTwo?\r\n")
 
+    longer = [*chat, {"role": "user", "content": "And why that?"}]
+    (tmp_path / "longer.json").write_text(json.dumps([{"messages": longer}]))
+    (tmp_path / "noted.json").write_text(json.dumps([{"prompt": "→1 8 0\nAnd why that?"}]))
+
     [asked] = read_prompts(tmp_path / "chats.json", "chat")
+    [second] = read_prompts(tmp_path / "longer.json", "chat")
+    [noted] = read_prompts(tmp_path / "noted.json", "completions")
     plain = read_prompts(tmp_path / "plain.txt", "completions")
 
     assert (asked.text, asked.asked) == ("Why?", chat[:2])
+    assert (second.text, second.asked) == ("→1 8 0\nAnd why that?", longer)
+    assert (noted.text, noted.asked) == ("And why that?", "And why that?")
     assert [prompt.asked for prompt in plain] == ["One?", "Two?"]
     assert plain[0].checksum != plain[1].checksum
     with pytest.raises(DataError, match="use --api chat"):

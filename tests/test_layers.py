@@ -7,7 +7,7 @@ import pars
 
 SOURCE = Path(pars.__file__).parent
 HEAVY = {"torch", "transformers", "datasets", "matplotlib", "sklearn", "onnx", "tqdm", "pyarrow"}
-GROUND = {"errors", "files", "metrics", "words", "ranker", "outcomes"}
+GROUND = {"conversation", "errors", "files", "metrics", "words", "ranker", "outcomes"}
 # What `pars workload` reads of other people's files, inside a function.
 READING = ("pars.learn.records", "pars.learn.rows")
 # Scoring with a .pt is the one door from serving to torch, opened inside a function.

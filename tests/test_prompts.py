@@ -49,14 +49,23 @@ def test_token_ids_have_a_length_but_no_text(prompt: Any, expected: tuple[Prompt
 
 
 def test_chat_scores_the_last_user_message_and_counts_all() -> None:
-    """Of a conversation the last user text is scored, and the history counts as prompt."""
+    """
+    Of a conversation the last user text is scored, and the history counts as prompt.
+
+    A note tells that one answer came before, of 7 characters, rounded down to 6.
+    """
     messages = [
         {"role": "system", "content": "1234"},
         {"role": "user", "content": "first"},
         {"role": "assistant", "content": "1234567"},
         {"role": "user", "content": "last"},
     ]
-    assert read(CHAT, messages=messages).prompts == (Prompt("last", 20 / 4),)
+    assert read(CHAT, messages=messages).prompts == (Prompt("→1 6 0\nlast", 20 / 4),)
+
+
+def test_a_completion_is_no_conversation() -> None:
+    """A plain prompt has no note, and cannot forge one."""
+    assert texts(COMPLETIONS, prompt=["hi", "→1 6 0\nhi"]) == ["hi", " →1 6 0\nhi"]
 
 
 def test_content_parts_are_joined_and_images_skipped() -> None:
@@ -76,7 +85,8 @@ def test_tool_results_do_not_hide_the_question() -> None:
         {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "type": "function"}]},
         {"role": "tool", "tool_call_id": "1", "content": "22 degrees"},
     ]
-    assert texts(CHAT, messages=messages, tools=[{"type": "function"}]) == ["weather in Rome?"]
+    asked = "→1 0 0\nweather in Rome?"
+    assert texts(CHAT, messages=messages, tools=[{"type": "function"}]) == [asked]
     anthropic = [
         {"role": "user", "content": "weather in Rome?"},
         {"role": "user", "content": [{"type": "tool_result", "content": "22 degrees"}]},

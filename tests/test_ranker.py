@@ -49,6 +49,31 @@ def test_a_prompt_scores_the_same_alone_and_in_company(folder):
     np.testing.assert_allclose(together, alone, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["lite", "encoder"])
+def test_only_a_ranker_that_was_trained_with_notes_is_shown_them(kind, tmp_path):
+    """Of two with the same weights one scores a noted message as the bare one, one does not."""
+    import torch
+
+    from pars.learn.export import export_ranker
+    from pars.learn.models import LiteModel, load_encoder
+
+    if kind == "lite":
+        model = LiteModel.untrained(["write a b", "write a b"], 32)
+        torch.nn.init.ones_(model.network.direct.weight)
+        model.network.round_tables()
+    else:
+        model = load_encoder(str(tiny_encoder(tmp_path / "bert")), 16)
+    prompts = ["write a", "→3 1024 768\nwrite a"]
+    bare, noted = {}, {}
+    for reads_notes in (False, True):
+        folder = tmp_path / str(reads_notes)
+        export_ranker(model, folder, model_name=kind, reads_notes=reads_notes)
+        bare[reads_notes], noted[reads_notes] = Ranker.load(folder).score(prompts)
+
+    assert bare[False] == bare[True] == noted[False]
+    assert noted[True] != pytest.approx(bare[True], abs=1e-5)
+
+
 def test_a_lite_ranker_of_the_first_format_scores_as_it_did(tmp_path):
     """Its tokenizer file names neither last words nor features, of which it has five."""
     import torch

@@ -44,6 +44,27 @@ def test_answer_text_is_counted_in_words(tmp_path):
     assert read_data(path) == [Row(0, "p", 3, "one  two\nthree")]
 
 
+def test_a_prompt_may_be_a_chat(tmp_path):
+    """Its last user message is the prompt, behind a note; the answer at its end is left out."""
+    chat = [
+        {"role": "user", "content": "q1"}, {"role": "assistant", "content": "a" * 40},
+        {"role": "user", "content": "q2"}, {"role": "assistant", "content": "the answer"},
+    ]  # fmt: skip
+    path = write(tmp_path / "d.json", [{"messages": chat, "answer_tokens": 2}])
+
+    assert read_data(path) == [Row(0, "→1 32 0\nq2", 2)]
+
+
+def test_answers_before_a_prompt_may_be_told_by_length(tmp_path):
+    """Characters of each, oldest first; an empty list is a first message."""
+    rows = [{"prompt": "p", "answer_tokens": 2, "answers_before": it} for it in ([40, 16], [])]
+
+    read = read_data(write(tmp_path / "d.json", rows))
+
+    assert [row.prompt for row in read] == ["→2 16 32\np", "p"]
+    assert [row.message for row in read] == ["p", "p"]
+
+
 def test_fields_can_be_named(tmp_path):
     """Named fields win over known ones."""
     rows = [{"q": "p", "length": 1, "secs": 4.5, "model": "a"}, {"model": "b"}]
@@ -54,9 +75,18 @@ def test_fields_can_be_named(tmp_path):
     assert read == [Row(0, "p", 4.5, model="a")]
 
 
+BEFORE = "field 'answers_before' must be a list of whole numbers: characters of answers"
+
+
 @pytest.mark.parametrize(
     ("row", "told"),
     [
+        ({"prompt": "p", "length": 1, "answers_before": [-1]}, BEFORE),
+        ({"prompt": "p", "length": 1, "answers_before": 5}, BEFORE),
+        (
+            {"prompt": ["q"], "length": 1},
+            "field 'prompt' must be text or a list of {role, content}",
+        ),
         ({}, "no answer and no length: expected one of answer, response, "),
         ({"answer": "a"}, "has no field 'prompt'; its fields: answer"),
         ({"prompt": 5, "answer": "a"}, "field 'prompt' must be text, not a number"),

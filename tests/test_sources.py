@@ -42,15 +42,19 @@ def test_lmsys_takes_first_and_last_message():
 
 
 def test_sharegpt_takes_every_answered_message():
-    """A row gives one exchange for each human message that the assistant answers next."""
+    """
+    A row gives one exchange for each human message that the assistant answers next.
+
+    Notes tell of the answers before it, here of 2 and 3 characters.
+    """
     said = [
         ("system", "s"), ("human", "q1"), ("gpt", "a1"), ("gpt", "more"), ("human", "lost"),
-        ("human", "q2"), ("gpt", "a2"), ("user", "q3"), ("chatgpt", "a3"), ("human", "open"),
+        ("human", "q2"), ("gpt", "a22"), ("user", "q3"), ("chatgpt", "a3"), ("human", "open"),
     ]  # fmt: skip
     row = {"id": "x", "conversations": [{"from": who, "value": what} for who, what in said]}
 
     assert [one[:2] for one in exchanges("sharegpt", row)] == [
-        ("q1", "a1"), ("q2", "a2"), ("q3", "a3"),
+        ("q1", "a1"), ("→1 2 0\nq2", "a22"), ("→2 3 2\nq3", "a3"),
     ]  # fmt: skip
 
 

@@ -6,7 +6,15 @@ import math
 import pytest
 
 from pars.errors import RankerError
-from pars.words import GAP, MARKS, NUM_FEATURES, WordTokenizer, surface_features, words_of
+from pars.words import (
+    GAP,
+    LOG_CHARS,
+    MARKS,
+    NUM_FEATURES,
+    WordTokenizer,
+    surface_features,
+    words_of,
+)
 
 
 def tokenizer(**changes):
@@ -44,6 +52,18 @@ def test_marks_stand_around_what_is_read():
 
     assert marked.encode("write") == [11, 14, 13]
     assert marked.encode("") == [11, 13]
+
+
+def test_a_note_gives_features_and_no_words():
+    """Three answers, the last of 1,024 characters: ids as without it, four features beside it."""
+    read, noted = tokenizer(), "→3 1024 0\nwrite a"
+
+    assert read.encode(noted) == read.encode("write a")
+    assert read.features(noted)[:-4] == read.features("write a")[:-4]
+    assert read.features(noted)[-4:] == [
+        1.0, pytest.approx(math.log(4) / 2), pytest.approx(math.log(1025) - LOG_CHARS), 0.0,
+    ]  # fmt: skip
+    assert read.features("write a")[-4:] == [0.0] * 4
 
 
 def test_a_prompt_without_words_is_one_padding_id():
@@ -129,4 +149,4 @@ def test_surface_features_say_how_much_is_asked_for(prompt, amounts):
     """The amount of anything, of words and of sentences, as logarithms."""
     features = surface_features(prompt, 8)
 
-    assert features[13:] == pytest.approx([math.log1p(amount) / 8 for amount in amounts])
+    assert features[13:16] == pytest.approx([math.log1p(amount) / 8 for amount in amounts])

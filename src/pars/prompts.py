@@ -5,14 +5,17 @@ The body stays opaque: nothing here changes it, and no field is required of it. 
 engine itself reads on that path counts, so that a field the engine ignores (`max_output_tokens` in
 a chat request, say) cannot buy a better place.
 
-Which text of a conversation is scored: the last user message that has text. Rankers are trained on
-single prompts and read about 128 tokens from the start, so a whole conversation would show them
-only its system prompt, which is the same for every request of an application and says nothing.
+Which text of a conversation is scored: the last user message that has text, behind a note of how
+long the answers before it were (`pars.conversation`). Rankers read about 128 tokens from the start,
+so a whole conversation would show them only its system prompt, which is the same for every request
+of an application and says nothing.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
+
+from pars.conversation import prompt_of, text_of, with_note
 
 CHARS_PER_TOKEN = (
     4.0  # English text in the tokenizers of today's models; only feeds the prompt's cost
@@ -159,27 +162,12 @@ def _num_ids(value: Any) -> float:
 
 
 def _plain(text: str) -> Prompt:
-    return Prompt(text, len(text) / CHARS_PER_TOKEN)
+    return Prompt(with_note(text), len(text) / CHARS_PER_TOKEN)
 
 
 def _conversation(messages: Any) -> Prompt:
     """Scores the last user message with text; every message counts towards the prompt's tokens."""
-    asked: str | None = None
-    num_chars = 0
-    for message in messages if isinstance(messages, list) else ():
-        if not isinstance(message, dict):
-            continue
-        text = _text_of(message.get("content"))
-        num_chars += len(text)
-        if message.get("role") == "user" and text.strip():
-            asked = text
-    return Prompt(asked, num_chars / CHARS_PER_TOKEN)
-
-
-def _text_of(content: Any) -> str:
-    """The text of a message: a string, or the text of its parts (images and calls have none)."""
-    if isinstance(content, str):
-        return content
-    parts = content if isinstance(content, list) else []
-    texts = (part.get("text") if isinstance(part, dict) else part for part in parts)
-    return "\n".join(text for text in texts if isinstance(text, str))
+    told = messages if isinstance(messages, list) else ()
+    contents = (message.get("content") for message in told if isinstance(message, dict))
+    num_chars = sum(len(text_of(content)) for content in contents)
+    return Prompt(prompt_of(messages), num_chars / CHARS_PER_TOKEN)

@@ -21,11 +21,14 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pars.conversation import message_of
 from pars.errors import RankerError
 from pars.files import write_json
 from pars.words import WordTokenizer
 
-FORMAT_VERSION = 2  # 2: a lite ranker's tokenizer says which features and marks it was trained with
+# 2: a lite ranker's tokenizer says which features and marks it was trained with. 3: `reads_notes`
+# says whether the ranker knows notes of the conversation before a message.
+FORMAT_VERSION = 3
 MODEL_FILE, TOKENIZER_FILE, INFO_FILE = "model.onnx", "tokenizer.json", "ranker.json"
 INT8_FILE = "model_int8.onnx"
 PRECISIONS = ("auto", "float32", "int8")
@@ -57,6 +60,7 @@ class RankerInfo:
     kind: str  # "encoder" or "lite"
     model_name: str
     max_length: int  # tokens (encoder) or words (lite) read from a prompt's start
+    reads_notes: bool = False  # of a prompt's conversation: whether it was trained on such
     format_version: int = FORMAT_VERSION
     pars_version: str = ""
     int8_tau_b: float | None = None  # between 8-bit and float32 scores of held-out prompts
@@ -158,6 +162,8 @@ class Ranker:
 
     def score(self, prompts: Sequence[str]) -> FloatArray:
         """Scores [num_prompts], float32: the higher, the longer the expected answer."""
+        if not self.info.reads_notes:
+            prompts = list(map(message_of, prompts))
         scores = np.empty(len(prompts), dtype=np.float32)
         prepared = self._prepare(prompts)
         kind = self.info.kind

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from pars.conversation import message_of, split_note
 from pars.errors import RankerError
 
 WORD_PATTERN = r"\w+|[^\w\s]|\n"
@@ -24,7 +25,8 @@ AMOUNT = re.compile(
     r"|idea|step|reason|question|point|bullet)"
 )
 CHARS_PER_WORD = 12  # a prompt is cut to this many characters for each word that may be read
-NUM_FEATURES = 16
+NUM_FEATURES = 20
+LOG_CHARS = 6.0  # of an answer of 400 characters, which is about the median
 NUM_FIRST_FEATURES = 5  # what rankers of format 1 were trained with
 # No word is split like these, so none is mistaken for one.
 START, GAP, END = MARKS = ("<start>", "<gap>", "<end>")
@@ -71,7 +73,7 @@ class WordTokenizer:
     def encode(self, prompt: str) -> list[int]:
         """The ids of what is read of a prompt; [0] for one without words or marks."""
         ids, buckets = self._ids, self.num_hash_buckets
-        words = words_of(prompt, self.max_length, self.num_last)
+        words = words_of(message_of(prompt), self.max_length, self.num_last)
         if self.has_marks:
             words = [START, *words, END]
         return [ids.get(word) or _bucket(word, buckets) for word in words] or [0]
@@ -98,7 +100,7 @@ class WordTokenizer:
         """The words that stand in at least `min_count` places, the most frequent `max_words`."""
         counts: Counter[str] = Counter()
         for prompt in prompts:
-            counts.update(words_of(prompt, max_length, num_last))
+            counts.update(words_of(message_of(prompt), max_length, num_last))
         del counts[GAP]
         # Sorted by count and then by the word itself, so that equal data gives equal ids.
         by_frequency = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
@@ -172,10 +174,12 @@ def surface_features(prompt: str, max_length: int, num_last: int = 0) -> list[fl
 
     How long the prompt is, how many words, line breaks and digits (as logarithms), and whether it
     asks a question; then how it ends, whether it holds code, blank lines, other scripts, or more
-    than is read, and the amount it asks for (as a logarithm), of words, sentences or items. Counts
-    look only at the characters that the tokenizer reads from the start.
+    than is read, and the amount it asks for (as a logarithm), of words, sentences or items; at last
+    what its note says of the answers before it, their lengths around 0. Counts look only at the
+    characters that the tokenizer reads from the start.
     """
     most_chars = max_length * CHARS_PER_WORD
+    before, prompt = split_note(prompt)
     text = prompt[:most_chars]
     num_chars = len(text) or 1
     end = prompt[-CHARS_PER_WORD:].rstrip()[-1:]
@@ -199,4 +203,8 @@ def surface_features(prompt: str, max_length: int, num_last: int = 0) -> list[fl
         log_amount,
         log_amount * float(unit in ("word", "character")),
         log_amount * float(unit in ("sentence", "line")),
+        float(before.num_answers > 0),
+        math.log1p(before.num_answers) / 2,
+        math.log1p(before.last_chars) - LOG_CHARS if before.last_chars else 0.0,
+        math.log1p(before.second_last_chars) - LOG_CHARS if before.second_last_chars else 0.0,
     ]

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pars.conversation import message_of, prompt_of, without_answer
 from pars.errors import DataError
 from pars.learn.rows import field_of, kind_of, read_rows
 
@@ -29,7 +30,7 @@ class Prompt:
 
     Attributes:
         index: Its place among the file's rows, from 0.
-        text: What a ranker sees of it: all of it, or the last user message of a chat.
+        text: What a ranker reads of it: all of it, or what `pars.conversation` makes of a chat.
         asked: What the endpoint is asked: the text, or the messages.
         checksum: Of `asked`: 16 hexadecimal digits of its SHA-256.
     """
@@ -88,6 +89,7 @@ def _asked(value: Any, path: Path, number: int) -> tuple[str | list[dict[str, An
     if isinstance(value, str):
         if not value.strip():
             raise DataError.at(path, "its prompt is empty", row=number)
+        value = message_of(value)  # the conversation that a note tells of is not asked
         return value, value
     if not isinstance(value, list):
         problem = f"its prompt must be text or chat messages, not {kind_of(value)}"
@@ -95,22 +97,11 @@ def _asked(value: Any, path: Path, number: int) -> tuple[str | list[dict[str, An
     messages = [dict(one) for one in value if isinstance(one, dict)]
     if len(messages) < len(value) or not all(isinstance(m.get("role"), str) for m in messages):
         raise DataError.at(path, "its messages must be a list of {role, content}", row=number)
-    while messages and messages[-1]["role"] == "assistant":
-        messages.pop()
-    said = [_text_of(one.get("content")) for one in messages if one["role"] == "user"]
-    texts = [text for text in said if text.strip()]
-    if not texts:
+    messages = without_answer(messages)
+    prompt = prompt_of(messages)
+    if prompt is None:
         raise DataError.at(path, "its messages hold no user message with text", row=number)
-    return messages, texts[-1]
-
-
-def _text_of(content: Any) -> str:
-    """As the serving side reads it: a string, or the text of its parts."""
-    if isinstance(content, str):
-        return content
-    parts = content if isinstance(content, list) else []
-    texts = (part.get("text") if isinstance(part, dict) else part for part in parts)
-    return "\n".join(text for text in texts if isinstance(text, str))
+    return messages, prompt
 
 
 def _checksum(asked: Any) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pars.conversation import message_of
 from pars.errors import DataError, MissingExtra
 from pars.learn.calibration import (
     TOKENS_PER_UNIT,
@@ -126,7 +127,7 @@ def evaluate(
     predictors = {
         "ranker": scores,
         "TF-IDF + ridge": _tfidf_ridge(rows, train_rows),
-        "prompt length": np.array([float(len(row.prompt)) for row in rows]),
+        "prompt length": np.array([float(len(message_of(row.prompt))) for row in rows]),
         "oracle": lengths,
     }
 
@@ -140,7 +141,7 @@ def evaluate(
         data=str(data),
         ranker=str(ranker_folder),
         num_rows=len(rows),
-        num_prompts=len({row.prompt for row in rows}),
+        num_prompts=len({row.message for row in rows}),
         num_seen_prompts=_num_seen(rows, train_rows),
         models=dict(Counter(row.model or "-" for row in rows)),
         threshold=threshold,
@@ -168,7 +169,7 @@ def _order(
 ) -> Order:
     chosen = [rows[member] for member in members]
     lengths = [row.answer_length for row in chosen]
-    prompts = [row.prompt for row in chosen]
+    prompts = [row.message for row in chosen]
     # Requests to different models never wait in one queue, so they are not compared.
     models = [row.model for row in chosen] if len({row.model for row in chosen}) > 1 else None
     sums = partial(
@@ -204,8 +205,8 @@ def _categories(rows: Sequence[Row]) -> dict[str, NDArray[np.int64]]:
 def _num_seen(rows: Sequence[Row], train_rows: Sequence[Row] | None) -> int | None:
     if train_rows is None:
         return None
-    seen = {row.prompt.strip() for row in train_rows}
-    return len({row.prompt for row in rows if row.prompt.strip() in seen})
+    seen = {row.message for row in train_rows}
+    return len({row.message for row in rows} & seen)
 
 
 def _tfidf_ridge(rows: Sequence[Row], train_rows: Sequence[Row] | None) -> FloatArray:
@@ -217,7 +218,7 @@ def _tfidf_ridge(rows: Sequence[Row], train_rows: Sequence[Row] | None) -> Float
 
     if train_rows is not None:
         return _fit_and_predict(train_rows, rows)
-    prompts = [row.prompt for row in rows]
+    prompts = [row.message for row in rows]
     num_folds = min(NUM_FOLDS, len(set(prompts)))
     if num_folds < 2:
         return np.zeros(len(rows))

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from pars import __version__
+from pars.conversation import has_note, with_note
 from pars.errors import ParsError, RankerError
 from pars.learn.calibration import calibrate, lengths_if_whole
 from pars.learn.encoder_graph import encoder_graph, int8_graph
@@ -26,6 +27,7 @@ LARGEST_DISAGREEMENT = 1e-4  # between torch and ONNX Runtime, in score
 LEAST_AGREEMENT = 0.99  # Kendall tau-b between 8-bit and float32 scores of held-out prompts
 FEWEST_TO_AGREE_ON, MOST_TO_AGREE_ON = 30, 1000
 PROBES = ["What is two and two?", "Write a long story about the sea.\n\nUse 3 chapters. " * 8, ""]
+NOTED_PROBES = [with_note("And the sky?", [1_200, 300])]
 
 
 def export_ranker(
@@ -38,6 +40,7 @@ def export_ranker(
     trained_on: dict[str, Any] | None = None,
     calibration: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None,
     held_out: Sequence[str] = (),
+    reads_notes: bool = False,
 ) -> RankerInfo:
     """
     Write `folder` anew: it appears whole, after the graph's scores were compared with torch's.
@@ -46,6 +49,7 @@ def export_ranker(
         calibration: held-out scores and answer lengths [num_prompts], in `length_unit`.
         held_out: held-out prompts. An encoder gets an 8-bit graph too where that orders them as
             the graph in float32 does; without prompts to try it on, it gets none.
+        reads_notes: whether it was trained on prompts with notes of what came before them.
 
     Raises:
         RankerError: the graph's scores differ from torch's by more than 1e-4.
@@ -57,6 +61,7 @@ def export_ranker(
         kind=model.kind,
         model_name=model_name,
         max_length=model.max_length,
+        reads_notes=reads_notes,
         pars_version=__version__,
         tau_b=tau_b,
         trained_on=trained_on or {},
@@ -70,7 +75,7 @@ def export_ranker(
         (new / MODEL_FILE).write_bytes(_graph(model))
         (new / TOKENIZER_FILE).write_text(model.tokenizer_json(), encoding="utf-8")
         info.write(new)
-        _compare(model, new)
+        _compare(model, new, PROBES + NOTED_PROBES * reads_notes)
         if isinstance(model, EncoderModel) and len(held_out) >= FEWEST_TO_AGREE_ON:
             info = _with_int8(new, info, list(held_out)[:MOST_TO_AGREE_ON])
     return info
@@ -132,6 +137,7 @@ def export_checkpoint(
         trained_on={"checkpoint": str(checkpoint)},
         calibration=calibration,
         held_out=prompts,
+        reads_notes=any(map(has_note, prompts)),
     )
 
 
@@ -186,11 +192,11 @@ def _graph(model: PromptModel) -> bytes:
     return encoder_graph(model, PROBES[:2])
 
 
-def _compare(model: PromptModel, folder: Path) -> None:
-    encoded = model.encode(PROBES)
+def _compare(model: PromptModel, folder: Path, probes: list[str]) -> None:
+    encoded = model.encode(probes)
     with torch.no_grad():
         ours = model.network(**model.collate(encoded, torch.device("cpu"))).numpy()
-    theirs = Ranker.load(folder).score(PROBES)
+    theirs = Ranker.load(folder).score(probes)
     disagreement = float(np.abs(ours - theirs).max())
     if not disagreement <= LARGEST_DISAGREEMENT:
         raise RankerError(

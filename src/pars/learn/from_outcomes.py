@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from pars import __version__
+from pars.conversation import has_note
 from pars.errors import DataError, ParsError
 from pars.learn.calibration import lengths_if_whole
 from pars.learn.export import export_ranker
@@ -185,7 +186,7 @@ def train_candidate(
     kept_share: float = KEPT_SHARE,
 ) -> tuple[Training, str]:
     """A candidate with its best epoch's weights, and what it was trained from."""
-    train, val = split_groups([row.prompt.strip() for row in rows], VALIDATION_SHARE, config.seed)
+    train, val = split_groups([row.message for row in rows], VALIDATION_SHARE, config.seed)
     num_epochs = min(MOST_EPOCHS, max(FEWEST_EPOCHS, ROWS_TO_SEE // len(rows)))
     training_config = TrainConfig(
         output_dir=folder / "run",
@@ -259,4 +260,5 @@ def _export(
         tau_b=note["tau_b"]["candidate"],
         trained_on={"outcomes": note["outcomes"], **note["trained_on"], "start": note["start"]},
         calibration=(scores, lengths_if_whole(scores, lengths, is_censored)),
+        reads_notes=any(map(has_note, training.prompts)),
     )

@@ -86,7 +86,9 @@ def read_lite_graph(graph: bytes) -> LiteRanker:
             _fill(layer.bias, bias[channels])
         _fill(network.head[1].weight, _by_layer(network, first))
         _fill(network.head[1].bias, first_bias)
-        _fill(network.head[4].weight, second)
+        _fill(network.head[4].weight, second[:, :width])
+        if second.shape[1] > width:  # before format 3 the features had no weights of their own
+            _fill(network.direct.weight, second[:, width:])
         _fill(network.head[4].bias, second_bias)
     return network
 
@@ -155,7 +157,11 @@ def _deep(graph: _Graph, network: LiteRanker, ids: str, is_word: str, num_words:
     head, second = network.head[1], network.head[4]
     first = (graph.constant(_by_statistic(network)), graph.constant(_array(head.bias)))
     hidden = graph.add("Relu", graph.add("Gemm", hidden, *first, transB=1))
-    return _linear(graph, second, hidden)
+    # The features' own weights stand beside the second layer's: one product for both.
+    weights = np.concatenate([_array(second.weight), _array(network.direct.weight)], axis=1)
+    last_layer = (graph.constant(weights), graph.constant(_array(second.bias)))
+    hidden = graph.add("Concat", hidden, "features", axis=1)
+    return graph.add("Gemm", hidden, *last_layer, transB=1)
 
 
 def _windows(graph: _Graph, layers: Any, ids: str, words: str) -> str:
@@ -235,11 +241,6 @@ def _wide(graph: _Graph, network: LiteRanker, ids: str, is_word: str) -> str:
     is_pair = graph.add("Slice", is_word, one, end, last)
     pairs = weights(_array(network.pair_weight.weight)[:, 0], buckets, is_pair)
     return graph.add("Add", words, pairs)
-
-
-def _linear(graph: _Graph, layer: Any, inputs: str) -> str:
-    weights = graph.constant(_array(layer.weight)), graph.constant(_array(layer.bias))
-    return graph.add("Gemm", inputs, *weights, transB=1)
 
 
 def _array(tensor: Any) -> NDArray[np.float32]:

@@ -43,8 +43,9 @@ class LiteRanker(nn.Module):  # type: ignore[misc]
 
     Wide and deep (arXiv 1606.07792): the wide part remembers what single words and pairs say, as
     TF-IDF with ridge regression does; the deep part is Kim's convolutional sentence classifier
-    (arXiv 1408.5882) with mean pooling beside the maximum and surface features. `num_ids`,
-    `num_features` and the padding id 0 are `pars.words`'.
+    (arXiv 1408.5882) with mean pooling beside the maximum and surface features. These also
+    have a weight each of their own, since the head is slow to learn a plain "the more, the longer".
+    `num_ids`, `num_features` and the padding id 0 are `pars.words`'.
     """
 
     def __init__(
@@ -70,6 +71,8 @@ class LiteRanker(nn.Module):  # type: ignore[misc]
             nn.Conv1d(width, width, window, padding=window // 2) for window in windows
         )
         self.dropout = nn.Dropout(dropout)
+        self.direct = nn.Linear(num_features, 1, bias=False)
+        nn.init.zeros_(self.direct.weight)
         num_pooled = width * (1 + 2 * len(windows))
         self.head = nn.Sequential(
             nn.Dropout(dropout),
@@ -89,8 +92,11 @@ class LiteRanker(nn.Module):  # type: ignore[misc]
             # ReLU leaves nothing below zero, so the padding's zeros never win the maximum.
             windows = torch.relu(convolution(words)) * is_word
             pooled += [windows.sum(dim=2) / num_words, windows.amax(dim=2)]
-        deep = self.head(torch.cat([*pooled, features], dim=1)).squeeze(-1)
-        return deep + self._wide(input_ids, is_word.squeeze(1)) / num_words.squeeze(1).sqrt()
+        deep = self.head(torch.cat([*pooled, features], dim=1)) + self.direct(features)
+        return (
+            deep.squeeze(-1)
+            + self._wide(input_ids, is_word.squeeze(1)) / num_words.squeeze(1).sqrt()
+        )
 
     def _wide(self, input_ids: Tensor, is_word: Tensor) -> Tensor:
         """The summed weights of the words, and of the pairs of neighbours: [num_prompts]."""

@@ -110,8 +110,8 @@ def split_by_time(
     """The older and the newest of `requests`; of the older, those whose prompt is in no newer."""
     cut = len(requests) - round(newest_share * len(requests))
     newest = list(requests[cut:])
-    held_out = {request.row.prompt.strip() for request in newest}
-    return [it for it in requests[:cut] if it.row.prompt.strip() not in held_out], newest
+    held_out = {request.row.message for request in newest}
+    return [it for it in requests[:cut] if it.row.message not in held_out], newest
 
 
 def rows_of(requests: Iterable[Request]) -> list[Row]:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
 from pars import __version__
+from pars.conversation import message_of
 from pars.errors import DataError, ParsError
 from pars.files import written_whole
 from pars.learn.hub import hub_rows, load_tokenizer
@@ -160,7 +161,7 @@ def _length_counter(unit: str | None, tokenizer: Any) -> Callable[[list[str]], l
 def _split(exchanges: list[Exchange], config: PrepareConfig) -> tuple[Indices, Indices]:
     if not config.group_by_prompt:
         return split_rows(len(exchanges), config.test_size, config.seed)
-    prompts = [exchange.prompt.strip() for exchange in exchanges]
+    prompts = [message_of(exchange.prompt).strip() for exchange in exchanges]
     return split_groups(prompts, config.test_size, config.seed)
 
 

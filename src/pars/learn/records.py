@@ -14,8 +14,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pars.conversation import message_of
 from pars.errors import DataError
-from pars.learn.rows import field_of, is_wanted, kind_of, length_of, read_rows, text_of
+from pars.learn.rows import (
+    field_of,
+    is_wanted,
+    kind_of,
+    length_of,
+    prompt_in,
+    read_rows,
+    text_of,
+)
 from pars.outcomes import CUT_SHORT
 
 __all__ = ["Fields", "PairFile", "Row", "read_data", "read_pairs", "read_rows"]
@@ -47,6 +56,11 @@ class Row:
     category: str | None = None
     model: str | None = None
     finish_reason: str | None = None
+
+    @property
+    def message(self) -> str:
+        """The prompt as splits tell prompts apart: the same message is the same prompt."""
+        return message_of(self.prompt).strip()
 
     @property
     def is_censored(self) -> bool:
@@ -89,7 +103,8 @@ class Fields:
         if answer is None and length is None:
             known = ", ".join(ANSWER_FIELDS + LENGTH_FIELDS)
             raise DataError.at(at, f"no answer and no length: expected one of {known}", row=number)
-        return cls(prompt or "prompt", answer, length)
+        messages = "messages" in row and "prompt" not in row
+        return cls(prompt or ("messages" if messages else "prompt"), answer, length)
 
 
 def read_data(
@@ -136,7 +151,7 @@ def _data_row(row: Mapping[str, Any], fields: Fields, path: Path, number: int) -
         text_of(row, name, path, number) or None if name in row else None
         for name in ("category", "model", "finish_reason")
     )
-    prompt = text_of(row, fields.prompt, path, number)
+    prompt = prompt_in(row, fields.prompt, path, number)
     return Row(task_id, prompt, length, answer, category, model, finish_reason)
 
 

@@ -14,9 +14,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, cast
 
+from pars.conversation import prompt_of, with_note, without_answer
 from pars.errors import DataError, MissingExtra
 
 OnCut = Callable[[int], None]
+
+ANSWERS_BEFORE = "answers_before"
 
 _CHUNK_BYTES = 1 << 20
 _NEAR_END_CHARS = 10  # a literal or an escape that is cut fails this close to the end
@@ -199,6 +202,34 @@ def text_of(row: Mapping[str, Any], name: str, at: Path | str, number: int) -> s
         problem = f"field {name!r} must be text, not {kind_of(value)}"
         raise DataError.at(at, problem, row=number)
     return value or ""
+
+
+def prompt_in(row: Mapping[str, Any], name: str, at: Path | str, number: int) -> str:
+    """
+    The prompt in `row[name]` as a ranker reads it; null counts as no text.
+
+    Either text, before which `answers_before` may tell the characters of each answer of the
+    conversation so far, oldest first; or chat messages, which tell both. Messages may end with the
+    answer that is to be predicted: it is left out.
+    """
+    value = field_of(row, name, at, number)
+    if isinstance(value, list):
+        if not all(isinstance(one, dict) and isinstance(one.get("role"), str) for one in value):
+            problem = f"field {name!r} must be text or a list of {{role, content}}"
+            raise DataError.at(at, problem, row=number)
+        return prompt_of(without_answer(value)) or ""
+    text = text_of(row, name, at, number)
+    before = row.get(ANSWERS_BEFORE)
+    if before is None:
+        return text
+    if not isinstance(before, list) or not all(map(_is_count, before)):
+        problem = f"field {ANSWERS_BEFORE!r} must be a list of whole numbers: characters of answers"
+        raise DataError.at(at, problem, row=number)
+    return with_note(text, before) if text else ""
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def length_of(row: Mapping[str, Any], name: str, at: Path | str, number: int) -> float | None:

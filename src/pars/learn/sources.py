@@ -12,9 +12,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pars.conversation import with_note
 from pars.errors import DataError
 from pars.learn.records import Fields
-from pars.learn.rows import field_of, is_wanted, kind_of, length_of, read_rows, text_of
+from pars.learn.rows import field_of, is_wanted, kind_of, length_of, prompt_in, read_rows, text_of
 
 Where = tuple[tuple[str, str], ...]
 NumberedRows = Iterator[tuple[int, Mapping[str, Any]]]
@@ -69,9 +70,11 @@ def _lmsys(row: Mapping[str, Any], at: Path | str, number: int) -> Iterator[Exch
 def _sharegpt(row: Mapping[str, Any], at: Path | str, number: int) -> Iterator[Exchange]:
     """One exchange for each human message that the assistant answers next."""
     messages = _messages(row, "conversations", ("from", "value"), at, number)
+    answer_chars: list[int] = []
     for (asker, prompt), (teller, answer) in pairwise(messages):
         if asker in ("human", "user") and teller in ("gpt", "chatgpt", "assistant"):
-            yield Exchange(prompt, answer)
+            yield Exchange(with_note(prompt, answer_chars) if prompt else "", answer)
+            answer_chars.append(len(answer))
 
 
 def _messages(
@@ -138,7 +141,7 @@ def records_source(
     unit = length_unit or (_unit_named_by(fields.length) if fields.length else "words")
 
     def exchanges_of(row: Mapping[str, Any], at: Path | str, number: int) -> Iterator[Exchange]:
-        prompt = text_of(row, fields.prompt, at, number)
+        prompt = prompt_in(row, fields.prompt, at, number)
         answer = text_of(row, fields.answer, at, number) if fields.answer else ""
         length = length_of(row, fields.length, at, number) if fields.length else None
         if fields.length and length is None:

@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pars.conversation import has_note
 from pars.errors import ParsError
 from pars.files import write_json
 from pars.learn.batches import Batch
@@ -304,6 +305,7 @@ class Training:
             },
             calibration=(row_scores, self._lengths_if_whole(row_scores)),
             held_out=self.validation.prompts,
+            reads_notes=any(map(has_note, self.prompts)),
         )
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pars.conversation import message_of
 from pars.errors import RankerError
 from pars.learn.lite_graph import read_lite_graph
 from pars.learn.models import LiteModel, LiteRanker
@@ -47,7 +48,7 @@ def warm_start(folder: Path, prompts: Sequence[str], *, kept_share: float = 1.0)
             f"{folder / MODEL_FILE}: its weights cannot be read: {first_line(error)}"
         ) from error
     model = LiteModel(network, tokenizer)
-    _compare(model, folder, list(prompts[:20]))
+    _compare(model, folder, list(map(message_of, prompts[:20])))
     model = with_words_of(model, prompts)
     _draw_towards_new(model, kept_share)
     return model

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from pars.conversation import message_of
 from pars.engines import ENGINES, PRIORITY_HEADER, Engine
 from pars.errors import ParsError
 from pars.exchange import UpstreamError
@@ -107,7 +108,7 @@ def request_of(
     if options.endpoint == "chat":
         body["messages"] = [{"role": "user", "content": _text(request)}]
     else:
-        body["prompt"] = made_up_ids(request) if request.prompt is None else request.prompt
+        body["prompt"] = made_up_ids(request) if request.prompt is None else _text(request)
     body |= {"stream": True, "stream_options": {"include_usage": True}}
     if options.own_eos:
         # Greedy, so that every policy gets answers of the same length.
@@ -135,7 +136,7 @@ def request_of(
 def _text(request: WorkloadRequest) -> str:
     if request.prompt is None:
         raise ParsError(f"request {request.request_id} has no prompt: use --endpoint completions")
-    return request.prompt
+    return message_of(request.prompt)
 
 
 def made_up_ids(request: WorkloadRequest) -> list[int]:

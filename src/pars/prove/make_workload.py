@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pars.conversation import message_of
 from pars.errors import DataError, ParsError
 from pars.prompts import CHARS_PER_TOKEN
 from pars.prove.arrivals import Trace, burst, gamma, mean_rate, poisson, read_trace, scaled
@@ -202,7 +203,7 @@ def _replayable(
 def _records(plan: WorkloadPlan, told: Header) -> Iterator[_Record]:
     """Prompts and answer lengths in tokens, row by row; rows without an answer are counted."""
     from pars.learn.records import Fields
-    from pars.learn.rows import is_wanted, length_of, read_rows, text_of
+    from pars.learn.rows import is_wanted, length_of, prompt_in, read_rows, text_of
 
     assert plan.records is not None
     path, fields, unit = plan.records, None, "tokens"
@@ -224,7 +225,7 @@ def _records(plan: WorkloadPlan, told: Header) -> Iterator[_Record]:
                 fields = Fields(fields.prompt, fields.answer, None)
             unit = plan.length_unit or _unit_named_by(fields.length)
             told["lengths_from"] = f"{fields.length or fields.answer}, in {unit}"
-        prompt = text_of(row, fields.prompt, path, number)
+        prompt = prompt_in(row, fields.prompt, path, number)
         if fields.length:
             length = length_of(row, fields.length, path, number) or 0
         else:
@@ -261,7 +262,7 @@ def _prompt_tokens(row: Mapping[str, Any], prompt: str, path: Path, number: int)
     for name in PROMPT_LENGTH_FIELDS:
         if row.get(name) is not None:
             return max(1, round(length_of(row, name, path, number) or 0))
-    return max(1, round(len(prompt) / CHARS_PER_TOKEN))
+    return max(1, round(len(message_of(prompt)) / CHARS_PER_TOKEN))
 
 
 def _limit(row: Mapping[str, Any], path: Path, number: int) -> int | None:

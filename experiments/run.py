@@ -147,6 +147,11 @@ def conversation() -> Iterator[Spec]:
         for name in ("alpaca_davinci003", "gpteacher_code"):
             for network in ((), direct):
                 yield Spec(name, network=network, seed=seed, **SMALL)
+
+
+def conversation_whole() -> Iterator[Spec]:
+    """The same on all training prompts."""
+    direct = (("direct", True),)
     for before, network in (("", ()), ("", direct), ("answers", ()), ("answers", direct)):
         yield Spec("sharegpt", beyond=before, network=network, batch_size=64)
     for network in ((), direct):
@@ -174,8 +179,8 @@ def across() -> Iterator[Spec]:
 EXPERIMENTS = {
     it.__name__: it
     for it in (
-        reading, objectives, threshold, beyond, conversation, across, network, steps, whole, few,
-        seeds, amount,
+        reading, objectives, threshold, beyond, conversation, conversation_whole, across, network,
+        steps, whole, few, seeds, amount,
         encoder,
     )
 }  # fmt: skip

@@ -75,13 +75,17 @@ def test_only_a_ranker_that_was_trained_with_notes_is_shown_them(kind, tmp_path)
 
 
 def test_a_lite_ranker_of_the_first_format_scores_as_it_did(tmp_path):
-    """Its tokenizer file names neither last words nor features, of which it has five."""
+    """
+    Its tokenizer file names neither last words nor features, of which it has five.
+
+    What learns on from it reads all features, and at first scores as it did.
+    """
     import torch
 
     from pars.learn.export import export_ranker
     from pars.learn.models import LiteModel, LiteRanker
     from pars.learn.warm_start import warm_start
-    from pars.words import WordTokenizer
+    from pars.words import NUM_FEATURES, WordTokenizer
 
     torch.manual_seed(0)
     words = WordTokenizer(["write", "a"], num_hash_buckets=4, max_length=8, num_features=5)
@@ -98,7 +102,12 @@ def test_a_lite_ranker_of_the_first_format_scores_as_it_did(tmp_path):
         scores = model.network(**model.collate(model.encode(prompts), torch.device("cpu"))).numpy()
 
     np.testing.assert_allclose(Ranker.load(tmp_path / "ranker").score(prompts), scores, atol=1e-5)
-    assert warm_start(tmp_path / "ranker", prompts).tokenizer.num_features == 5
+    warm = warm_start(tmp_path / "ranker", prompts)
+    warm.network.eval()
+    with torch.no_grad():
+        again = warm.network(**warm.collate(warm.encode(prompts), torch.device("cpu"))).numpy()
+    np.testing.assert_allclose(again, scores, atol=1e-5)
+    assert warm.tokenizer.num_features == NUM_FEATURES
 
 
 def test_words_begin_where_english_has_them():

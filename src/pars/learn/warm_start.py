@@ -2,8 +2,9 @@
 A lite ranker that starts from another one's weights and learns the words of new traffic.
 
 What it knew stays where it is: known words keep their ids and vectors, and so do the ids that
-unknown words share. A new word starts with the vector that it had as an unknown one, so that before
-the first step the new ranker scores as the old one does.
+unknown words share. A new word starts with the vector that it had as an unknown one, and a feature
+that rankers of an earlier format do not read with no weight, so that before the first step the new
+ranker scores as the old one does.
 
 Unless it is to forget a part: a network that is sure of itself learns new traffic worse than a new
 one (experiments/own_traffic.py), and better than either where its weights are drawn towards a new
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from pars.conversation import message_of
 from pars.errors import RankerError
@@ -22,7 +24,7 @@ from pars.learn.lite_graph import read_lite_graph
 from pars.learn.models import LiteModel, LiteRanker
 from pars.learn.rows import first_line
 from pars.ranker import MODEL_FILE, TOKENIZER_FILE, Ranker, RankerInfo
-from pars.words import MARKS, WordTokenizer
+from pars.words import MARKS, NUM_FEATURES, WordTokenizer
 
 MOST_WORDS = 48_000  # twice a new ranker's: 6 MB of vectors, however often a ranker learns
 LARGEST_DISAGREEMENT = 1e-3  # in score, between the folder and the weights read from it
@@ -73,23 +75,26 @@ def with_words_of(model: LiteModel, prompts: Sequence[str]) -> LiteModel:
         num_hash_buckets=known.num_hash_buckets,
         max_length=known.max_length,
         num_last=known.num_last,
-        num_features=known.num_features,
+        num_features=NUM_FEATURES,
     )
     sources = [*range(known.num_ids), *map(known.id_of, added)]
     return LiteModel(_with_rows(model.network, sources), tokenizer)
 
 
 def _with_rows(network: LiteRanker, sources: Sequence[int]) -> LiteRanker:
-    """The same network over other ids: id i has what id sources[i] had."""
+    """The same network over all features and other ids: id i has what id sources[i] had."""
     wider = LiteRanker(
         len(sources),
-        num_features=network.num_features,
+        num_features=NUM_FEATURES,
         width=network.embedding.weight.shape[1],
         num_pair_buckets=network.num_pair_buckets,
     )
     state = network.state_dict()
     for table in ("embedding.weight", "word_weight.weight"):
         state[table] = state[table][torch.tensor(sources)]
+    for layer in ("head.1.weight", "direct.weight"):  # the features are their last columns
+        num_added = NUM_FEATURES - network.num_features
+        state[layer] = nn.functional.pad(state[layer], (0, num_added))
     wider.load_state_dict(state)
     return wider
 

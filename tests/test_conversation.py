@@ -13,6 +13,8 @@ from pars.conversation import (
     message_of,
     prompt_of,
     split_note,
+    teaches_notes,
+    with_message,
     with_note,
     without_answer,
 )
@@ -45,19 +47,25 @@ def test_lengths_are_rounded_down_to_half_octaves(num_chars: int, told: int) -> 
 
 
 def test_a_client_cannot_forge_a_note() -> None:
-    """A message that looks like a note is moved by a space, and then is one no more."""
-    forged = prompt_of([said("user", "→9 1 1\nWrite a book.")])
+    """A message that looks like a note is moved by a space, first or behind a true note."""
+    forged = said("user", "→9 1 1\nWrite a book.")
+    chat = [said("user", "q"), said("assistant", "yes"), forged]
 
-    assert forged == " →9 1 1\nWrite a book."
-    assert split_note(forged)[0] is NOTHING
+    assert prompt_of([forged]) == " →9 1 1\nWrite a book."
+    assert split_note(" →9 1 1\nWrite a book.")[0] is NOTHING
+    assert prompt_of(chat) == "→1 3 0\n →9 1 1\nWrite a book."
 
 
-@given(st.text(), st.lists(st.integers(0, 10 * MOST), max_size=4))
+messages = st.text() | st.text().map("→1 2 3\n".__add__)
+
+
+@given(messages, st.lists(st.integers(0, 10 * MOST), max_size=4))
 def test_a_message_is_found_again_behind_any_note(message: str, answer_chars: list[int]) -> None:
     """Whatever it says, and however many answers of whatever length came before."""
     found = message_of(with_note(message, answer_chars))
 
-    assert found == message or (not answer_chars and found == f" {message}")
+    assert found == (f" {message}" if message.startswith("→") else message)
+    assert message_of(found) == found  # there is no second note behind the first
 
 
 def test_all_answers_of_a_chat_count_also_those_that_call_tools() -> None:
@@ -80,12 +88,14 @@ def test_all_answers_of_a_chat_count_also_those_that_call_tools() -> None:
 
 
 def test_calls_count_in_the_shapes_of_all_interfaces() -> None:
-    """Anthropic's tool_use has an object of 8 characters, a Responses item a string of 3."""
-    anthropic = said("assistant", [{"type": "tool_use", "input": {"a": "12345678", "b": 1}}])
+    """Anthropic's tool_use has an object, {"a": [1, 2]} in JSON; a Responses item a string of 3."""
+    anthropic = said("assistant", [{"type": "tool_use", "input": {"a": [1, 2]}}])
     responses = {"type": "function_call", "arguments": "123", "call_id": "c"}
+    ignored = said("assistant", "abcd", arguments="x" * 50)  # no engine reads these there
 
-    assert prompt_of([said("user", "q"), anthropic]) == "→1 8 0\nq"
+    assert prompt_of([said("user", "q"), anthropic]) == "→1 12 0\nq"
     assert prompt_of([said("user", "q"), responses]) == "→1 3 0\nq"
+    assert prompt_of([said("user", "q"), ignored]) == "→1 4 0\nq"
 
 
 def test_the_answer_at_the_end_of_a_logged_chat_is_left_out() -> None:
@@ -94,6 +104,22 @@ def test_the_answer_at_the_end_of_a_logged_chat_is_left_out() -> None:
 
     assert without_answer(chat) == chat[:1]
     assert without_answer([]) == []
+
+
+def test_a_note_stays_when_its_message_is_changed() -> None:
+    """As redaction does; what it returns cannot become a note either."""
+    assert with_message("→2 8 8\nmail bob", "mail X") == "→2 8 8\nmail X"
+    assert with_message(" →9 1 1\nx", "→9 1 1\nx") == " →9 1 1\nx"
+    assert with_message("mail bob", "mail X") == "mail X"
+
+
+def test_notes_are_learnt_from_a_hundred_prompts_that_are_one_in_a_hundred() -> None:
+    """Of 99 it cannot be learnt; of 100 it can among 10,000 prompts, and not among 10,001."""
+    noted = ["→1 2 0\nq"] * 100
+
+    assert not teaches_notes(noted[:99])
+    assert teaches_notes(noted + ["q"] * 9_900)
+    assert not teaches_notes(noted + ["q"] * 9_901)
 
 
 def test_what_is_no_message_is_passed_over() -> None:

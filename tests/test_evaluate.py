@@ -42,6 +42,16 @@ def test_the_oracle_is_perfect_and_the_baseline_learns(ranker, tmp_path):
     assert "CAUTION" not in render(result)
 
 
+def test_of_conversations_the_last_answers_length_is_a_baseline(ranker, tmp_path):
+    """Here an answer is as long as the one before, which orders all; single prompts have none."""
+    rows = [{"prompt": f"Go on {n}", "length": 2**n, "answers_before": [4, 2**n]} for n in range(9)]
+    path = write_records(tmp_path / "data.jsonl", rows)
+    single = write_records(tmp_path / "single.jsonl", [{**r, "answers_before": []} for r in rows])
+
+    assert evaluate(ranker, path).overall["last answer"].tau_b.value == 1.0
+    assert "last answer" not in evaluate(ranker, single).overall
+
+
 def test_prompts_seen_in_training_are_told(ranker, tmp_path):
     """Evaluating on the training data is possible, and said."""
     folder = write_data(tmp_path)

@@ -141,6 +141,17 @@ def test_a_prompt_of_the_newest_part_is_in_no_older_one():
     assert Part.of(older).first == "2001-09-09T01:46:40Z"
 
 
+def test_the_same_message_after_another_answer_is_the_same_prompt():
+    """p1 with a note leaves the older part, since the newest has p1 with another."""
+    prompts = ["p0", "→1 8 0\np1", "p2", "p3", "→1 64 0\np1"]
+    requests = teaching(outcome(n, prompt=prompt) for n, prompt in enumerate(prompts)).requests
+
+    older, _ = split_by_time(requests, 0.2)
+
+    assert [request.row.prompt for request in older] == ["p0", "p2", "p3"]
+    assert Part.of(requests).num_prompts == 4
+
+
 # What is promoted
 
 

@@ -266,6 +266,18 @@ def test_a_redacted_prompt_is_what_is_written(folder: Folder):
     assert [it.prompt for it in read_outcomes(folder.path).outcomes] == ["mail ADDRESS"]
 
 
+def test_redaction_does_not_touch_a_note(folder: Folder):
+    """A rule for numbers sees the message, and the note before it stays whole."""
+    folder.write(
+        outcome(1, prompt_key="a", prompt="→2 1024 768\ncall 5551234"),
+        keeps_prompts=True,
+        redact=lambda text: re.sub(r"\d{3,}", "NUMBER", text),
+    )
+
+    [kept] = read_outcomes(folder.path).outcomes
+    assert kept.prompt == "→2 1024 768\ncall NUMBER"
+
+
 def fails(text: str) -> str:
     raise ValueError(text)
 

@@ -151,6 +151,20 @@ def test_grouping_keeps_a_prompt_in_one_split(tmp_path, pars, options, shared):
     assert bool(train & val) is shared
 
 
+def test_a_message_is_one_prompt_whatever_came_before_it(tmp_path, pars):
+    """The same message after different answers stands in one split only."""
+    rows = [
+        {"prompt": f"p{n % 20}", "length": n + 1, "answers_before": [2**n] * (n // 20)}
+        for n in range(200)
+    ]
+    path = write_rows(tmp_path / "in.json", rows)
+    pars("records", "--input", path, "--output-dir", tmp_path)
+
+    train, val = (read_data(tmp_path / f"{name}_data.json") for name in ("train", "val"))
+    assert {row.message for row in train} & {row.message for row in val} == set()
+    assert len({row.prompt for row in val}) > len({row.message for row in val})
+
+
 def test_records_can_be_filtered_and_keep_their_model(tmp_path, pars):
     """--where keeps rows of one model; lengths, category and model are carried along."""
     rows = [

@@ -63,6 +63,12 @@ def test_chat_scores_the_last_user_message_and_counts_all() -> None:
     assert read(CHAT, messages=messages).prompts == (Prompt("→1 6 0\nlast", 20 / 4),)
 
 
+def test_an_answer_to_go_on_with_did_not_come_before() -> None:
+    """The assistant's last words are the start of this answer."""
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "Once"}]
+    assert read(CHAT, messages=messages).prompts == (Prompt("q", 5 / 4),)
+
+
 def test_a_completion_is_no_conversation() -> None:
     """A plain prompt has no note, and cannot forge one."""
     assert texts(COMPLETIONS, prompt=["hi", "→1 6 0\nhi"]) == ["hi", " →1 6 0\nhi"]

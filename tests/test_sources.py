@@ -45,7 +45,7 @@ def test_sharegpt_takes_every_answered_message():
     """
     A row gives one exchange for each human message that the assistant answers next.
 
-    Notes tell of the answers before it, here of 2 and 3 characters.
+    Notes tell of all that the assistant said before it: 2 and 4 characters, then 3.
     """
     said = [
         ("system", "s"), ("human", "q1"), ("gpt", "a1"), ("gpt", "more"), ("human", "lost"),
@@ -54,7 +54,7 @@ def test_sharegpt_takes_every_answered_message():
     row = {"id": "x", "conversations": [{"from": who, "value": what} for who, what in said]}
 
     assert [one[:2] for one in exchanges("sharegpt", row)] == [
-        ("q1", "a1"), ("→1 2 0\nq2", "a22"), ("→2 3 2\nq3", "a3"),
+        ("q1", "a1"), ("→2 4 2\nq2", "a22"), ("→3 3 4\nq3", "a3"),
     ]  # fmt: skip
 
 

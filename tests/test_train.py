@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from pars.conversation import with_note
 from pars.errors import DataError, ParsError, RankerError
 from pars.learn.train import logistic_loss, margin_loss, train
 from pars.learn.train_config import (
@@ -94,7 +95,30 @@ def test_lite_learns_that_stories_are_long(data, tmp_path):
     ranker = Ranker.load(tmp_path / "ranker")
     story, name = ranker.score(["Write a story about the moon number 999", "Name clock 999"])
     assert story > name
+    assert not ranker.info.reads_notes
     assert ranker.info.expected_tokens[0] < 10 < 190 < ranker.info.expected_tokens[-1]
+
+
+def test_a_ranker_of_conversations_reads_how_long_the_answers_before_were(tmp_path):
+    """Answers here are as long as the one before, whatever is asked; single prompts teach none."""
+    for name, num_rows in (("train", 240), ("val", 60)):
+        made = []
+        for number in range(num_rows):
+            length = 400 if number * 7 % 3 else 4000
+            prompt = with_note(f"Go on {number % 9}", [length])
+            made.append({"prompt": prompt, "answer_length": length / 4 + number % 5})
+        (tmp_path / f"{name}_data.json").write_text(json.dumps(made))
+
+    metrics = train(lite_config(tmp_path, tmp_path / "run"))
+
+    ranker = Ranker.load(tmp_path / "run/ranker")
+    short, long, bare = ranker.score(
+        [with_note("Go on 1", [400]), with_note("Go on 1", [4000]), "Go on 1"]
+    )
+    assert metrics["best_val_accuracy"] > 0.95
+    assert ranker.info.reads_notes
+    assert long > short
+    assert bare not in (short, long)
 
 
 def test_an_encoder_learns_from_pairs_and_from_lengths(data, bert, tmp_path):

@@ -55,13 +55,13 @@ def test_marks_stand_around_what_is_read():
 
 
 def test_a_note_gives_features_and_no_words():
-    """Three answers, the last of 1,024 characters: ids as without it, four features beside it."""
+    """Three answers, the last of 1,024 characters, the one before of none: four features."""
     read, noted = tokenizer(), "→3 1024 0\nwrite a"
 
     assert read.encode(noted) == read.encode("write a")
     assert read.features(noted)[:-4] == read.features("write a")[:-4]
     assert read.features(noted)[-4:] == [
-        1.0, pytest.approx(math.log(4) / 2), pytest.approx(math.log(1025) - LOG_CHARS), 0.0,
+        1.0, pytest.approx(math.log(4) / 2), pytest.approx(math.log(1025) - LOG_CHARS), -LOG_CHARS,
     ]  # fmt: skip
     assert read.features("write a")[-4:] == [0.0] * 4
 

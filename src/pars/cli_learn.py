@@ -44,7 +44,7 @@ def conditions(where: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
 @click.option("--revision", help="Branch, tag or commit of the Hub dataset.")
 @click.option("--allow-truncated", is_flag=True, help="Keep the whole rows of a file cut short.")
 @click.option("--where", multiple=True, metavar="FIELD=VALUE", help="Keep only such rows; repeats.")
-@click.option("--prompt-field", help="Of records: the prompt's field.  [default: prompt]")
+@click.option("--prompt-field", help="Of records: its field.  [default: prompt, else messages]")
 @click.option("--answer-field", help="Of records: the answer's text.  [default: found]")
 @click.option("--length-field", help="Of records: the answer's length.  [default: found]")
 @option("--length-unit", click.Choice(LENGTH_UNITS), "by source", "How answers are measured.")
@@ -163,14 +163,27 @@ def train(preset: str | None, model: str | None, **options: Any) -> None:
 @click.option("--max-length", type=int, default=128, show_default=True)
 @click.option("--output-dir", type=FOLDER, required=True, help="The ranker folder to write.")
 @click.option("--val-data", type=FILE, help="Held-out prompts with lengths, for the calibration.")
+@click.option("--reads-notes", is_flag=True, help="It was trained with conversations' notes.")
 def export(
-    checkpoint: Path, model_name: str, max_length: int, output_dir: Path, val_data: Path | None
+    checkpoint: Path,
+    model_name: str,
+    max_length: int,
+    output_dir: Path,
+    val_data: Path | None,
+    reads_notes: bool,
 ) -> None:
     """Make a portable ranker folder from a PyTorch checkpoint."""
     need("pars export", TRAINING)
     from pars.learn.export import export_checkpoint
 
-    export_checkpoint(checkpoint, model_name, output_dir, max_length=max_length, val_data=val_data)
+    export_checkpoint(
+        checkpoint,
+        model_name,
+        output_dir,
+        max_length=max_length,
+        val_data=val_data,
+        reads_notes=reads_notes,
+    )
     print(f"Ranker: {output_dir} (try: pars serve --ranker {output_dir})")
 
 

@@ -26,7 +26,7 @@ _RECORD_OPTIONS = (
     click.option(
         "--records", type=PATH, help="Prompts with answers or answer lengths, a line each."
     ),
-    click.option("--prompt-field", help="The prompt's field.  [default: prompt]"),
+    click.option("--prompt-field", help="The prompt's field.  [default: prompt, else messages]"),
     click.option("--answer-field", help="The answer's text, to be counted.  [default: found]"),
     click.option("--length-field", help="The answer's length.  [default: found]"),
     click.option(

@@ -6,19 +6,21 @@ What came before a message in its conversation, as a note in front of its text.
 
 Two answers came before; the last was some 1,024 characters long and the one before it 768. Who has
 had long answers tends to get another: on ShareGPT the last answer's length alone orders the next
-one about as well as the words of the message do (docs/results.md). A request brings its whole
+one nearly as well as the words of the message do (docs/results.md). A chat request brings its
 conversation along, so a server knows this as well as a training set does.
 
 A note is text so that each file, wire format and ranker that takes a prompt takes it too. A ranker
 that was trained without notes is shown none (`pars.ranker`).
 """
 
+import json
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 MARK = "→"
 MOST = 1 << 20  # answers, or characters of one: keeps a note short, and its numbers in range
+FEWEST_NOTED, LEAST_NOTED_SHARE = 100, 0.01  # of a training's prompts, to learn what notes say
 _NOTE = re.compile(MARK + r"(\d{1,7}) (\d{1,7}) (\d{1,7})\n")
 
 
@@ -62,13 +64,20 @@ def with_note(message: str, answer_chars: Sequence[int] = ()) -> str:
     """
     The message behind a note of the answers before it, oldest first; without any, itself.
 
-    A message that looks like a note is moved by a space, so that no client can forge one.
+    A message that begins as notes do is moved by a space, so that its writer cannot forge one.
     """
+    message = _guarded(message)
     if not answer_chars:
-        return f" {message}" if message.startswith(MARK) else message
+        return message
     last, second_last = answer_chars[-1], answer_chars[-2] if len(answer_chars) > 1 else 0
     num_answers = min(len(answer_chars), MOST)
     return f"{MARK}{num_answers} {_rounded(last)} {_rounded(second_last)}\n{message}"
+
+
+def with_message(prompt: str, message: str) -> str:
+    """The prompt's note, if it has one, in front of another message."""
+    note = prompt[: len(prompt) - len(message_of(prompt))]
+    return note + _guarded(message)
 
 
 def split_note(prompt: str) -> tuple[Before, str]:
@@ -85,9 +94,10 @@ def message_of(prompt: str) -> str:
     return split_note(prompt)[1]
 
 
-def has_note(prompt: str) -> bool:
-    """Whether a note stands in front of the message."""
-    return split_note(prompt)[0] is not NOTHING
+def teaches_notes(prompts: Sequence[str]) -> bool:
+    """Whether enough of the training prompts have a note for a ranker to learn what they say."""
+    num_noted = sum(split_note(prompt)[0] is not NOTHING for prompt in prompts)
+    return num_noted >= max(FEWEST_NOTED, LEAST_NOTED_SHARE * len(prompts))
 
 
 def text_of(content: Any) -> str:
@@ -102,20 +112,21 @@ def text_of(content: Any) -> str:
 def _num_chars_of_answer(message: dict[str, Any]) -> int:
     """Of an assistant message: its text, and what it hands to the tools that it calls."""
     content = message.get("content")
-    parts = [*_dicts_of(message.get("tool_calls")), *_dicts_of(content)]
-    return len(text_of(content)) + sum(map(_num_chars_of_call, [message, *parts]))
-
-
-def _num_chars_of_call(call: dict[str, Any]) -> int:
-    """Of the arguments: a string (OpenAI's two interfaces), or an object (Anthropic's)."""
-    function = call.get("function")
-    told = (function if isinstance(function, dict) else call).get("arguments", call.get("input"))
-    values = told.values() if isinstance(told, dict) else (told,)
-    return sum(len(value) for value in values if isinstance(value, str))
+    calls = [call.get("function") for call in _dicts_of(message.get("tool_calls"))]
+    handed = [call.get("arguments") for call in _dicts_of(calls)]  # OpenAI's chat
+    handed += [part.get("input") for part in _dicts_of(content)]  # Anthropic's messages
+    if message.get("type") == "function_call":  # OpenAI's responses
+        handed.append(message.get("arguments"))
+    texts = (json.dumps(it) if isinstance(it, dict) else it for it in handed)
+    return len(text_of(content)) + sum(len(text) for text in texts if isinstance(text, str))
 
 
 def _dicts_of(value: Any) -> list[dict[str, Any]]:
     return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
+
+
+def _guarded(message: str) -> str:
+    return f" {message}" if message.startswith(MARK) else message
 
 
 def _rounded(num_chars: int) -> int:

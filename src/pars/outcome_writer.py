@@ -23,6 +23,7 @@ from hashlib import blake2b
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
+from pars.conversation import message_of, with_message
 from pars.errors import ParsError
 from pars.outcomes import KEY_FILE, OUTCOMES, PROMPTS, SUFFIX, Outcome, json_line, segments
 from pars.serve_metrics import OutcomeMetrics
@@ -192,7 +193,7 @@ class OutcomeWriter:
         text = outcome.prompt
         if self.limits.redact is not None and text is not None:
             try:
-                text = self.limits.redact(text)
+                text = self.limits.redact(message_of(text))
             except Exception as error:  # somebody else's code; its message may quote the prompt
                 self._warn(f"a prompt is left out, redaction raised {type(error).__name__}")
                 return "redact_failed"
@@ -201,6 +202,8 @@ class OutcomeWriter:
         if not isinstance(text, str):
             self._warn(f"a prompt is left out, redaction gave a {type(text).__name__}")
             return "redact_failed"
+        # The hook saw the message alone: a rule for numbers, say, would spoil the note before it.
+        text = with_message(outcome.prompt or "", text)
         line = json_line({"prompt_key": outcome.prompt_key, "prompt": text})
         return self._append(self._prompts, line)
 

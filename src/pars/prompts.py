@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pars.conversation import prompt_of, text_of, with_note
+from pars.conversation import prompt_of, text_of, with_note, without_answer
 
 CHARS_PER_TOKEN = (
     4.0  # English text in the tokenizers of today's models; only feeds the prompt's cost
@@ -170,4 +170,5 @@ def _conversation(messages: Any) -> Prompt:
     told = messages if isinstance(messages, list) else ()
     contents = (message.get("content") for message in told if isinstance(message, dict))
     num_chars = sum(len(text_of(content)) for content in contents)
-    return Prompt(prompt_of(messages), num_chars / CHARS_PER_TOKEN)
+    # An answer at the end is one that the engine is to go on with, and not one that came before.
+    return Prompt(prompt_of(without_answer(told)), num_chars / CHARS_PER_TOKEN)

@@ -205,6 +205,6 @@ def surface_features(prompt: str, max_length: int, num_last: int = 0) -> list[fl
         log_amount * float(unit in ("sentence", "line")),
         float(before.num_answers > 0),
         math.log1p(before.num_answers) / 2,
-        math.log1p(before.last_chars) - LOG_CHARS if before.last_chars else 0.0,
-        math.log1p(before.second_last_chars) - LOG_CHARS if before.second_last_chars else 0.0,
+        math.log1p(before.last_chars) - LOG_CHARS if before.num_answers > 0 else 0.0,
+        math.log1p(before.second_last_chars) - LOG_CHARS if before.num_answers > 1 else 0.0,
     ]

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pars.conversation import message_of
 from pars.errors import RankerError
 from pars.learn.models import PromptModel, load_encoder, load_weights
 from pars.ranker import PROMPTS_PER_PASS, RankerInfo
@@ -15,19 +16,39 @@ from pars.ranker import PROMPTS_PER_PASS, RankerInfo
 class CheckpointRanker:
     """A `best_model.pt` as a scorer, on a CPU or a GPU."""
 
-    def __init__(self, path: Path, model: PromptModel, model_name: str, device: str) -> None:
+    def __init__(
+        self,
+        path: Path,
+        model: PromptModel,
+        model_name: str,
+        device: str,
+        reads_notes: bool = False,
+    ) -> None:
         self.folder = path
-        self.info = RankerInfo(kind=model.kind, model_name=model_name, max_length=model.max_length)
+        self.info = RankerInfo(
+            kind=model.kind,
+            model_name=model_name,
+            max_length=model.max_length,
+            reads_notes=reads_notes,
+        )
         self.model, self.device = model, device
         self._device = torch.device(device)
         self._network = model.network.to(self._device).eval()
 
     @classmethod
     def load(
-        cls, path: Path, model_name: str, max_length: int = 128, device: str = "cpu"
+        cls,
+        path: Path,
+        model_name: str,
+        max_length: int = 128,
+        device: str = "cpu",
+        reads_notes: bool = False,
     ) -> "CheckpointRanker":
         """
         Load the encoder `model_name` and the checkpoint's weights into it.
+
+        Args:
+            reads_notes: whether it was trained with notes of conversations, which PARS's were not.
 
         Raises:
             RankerError: the encoder or the checkpoint cannot be loaded, or there is no such device.
@@ -38,10 +59,12 @@ class CheckpointRanker:
             raise RankerError(f"device {device!r}: {str(error).splitlines()[0]}") from error
         model = load_encoder(model_name, max_length)
         load_weights(model.network, path)
-        return cls(path, model, model_name, device)
+        return cls(path, model, model_name, device, reads_notes)
 
     def score(self, prompts: Sequence[str]) -> NDArray[np.float32]:
         """Scores [num_prompts], higher for a longer expected answer."""
+        if not self.info.reads_notes:
+            prompts = list(map(message_of, prompts))
         encoded = self.model.encode(prompts)
         lengths = [self.model.num_tokens(row) for row in encoded]
         order = sorted(range(len(encoded)), key=lengths.__getitem__)

@@ -3,7 +3,7 @@ How well a ranker orders held-out prompts, beside what one gets without it.
 
 Beside the ranker stand three others: the prompt's length (what engines sort by today), TF-IDF with
 ridge regression on log length (the strongest baseline that takes a minute to write), and the oracle
-(the true length), which shows what is lost to ties.
+(the true length), which shows what is lost to ties; of conversations also the last answer's length.
 """
 
 import time
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pars.conversation import message_of
+from pars.conversation import message_of, split_note
 from pars.errors import DataError, MissingExtra
 from pars.learn.calibration import (
     TOKENS_PER_UNIT,
@@ -128,8 +128,11 @@ def evaluate(
         "ranker": scores,
         "TF-IDF + ridge": _tfidf_ridge(rows, train_rows),
         "prompt length": np.array([float(len(message_of(row.prompt))) for row in rows]),
-        "oracle": lengths,
     }
+    before = np.array([split_note(row.prompt)[0].last_chars for row in rows], dtype=np.float64)
+    if before.any():
+        predictors["last answer"] = before
+    predictors["oracle"] = lengths
 
     def orders(members: NDArray[np.int64]) -> dict[str, Order]:
         return {

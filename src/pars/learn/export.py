@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from pars import __version__
-from pars.conversation import has_note, with_note
+from pars.conversation import with_note
 from pars.errors import ParsError, RankerError
 from pars.learn.calibration import calibrate, lengths_if_whole
 from pars.learn.encoder_graph import encoder_graph, int8_graph
@@ -101,12 +101,14 @@ def export_checkpoint(
     *,
     max_length: int = 128,
     val_data: Path | None = None,
+    reads_notes: bool = False,
 ) -> RankerInfo:
     """
     Write a ranker folder from a state dict of an encoder, PARS's or ours.
 
     Args:
         val_data: held-out prompts with answer lengths, for tau-b and the calibration.
+        reads_notes: whether it was trained with notes of conversations, which PARS's were not.
 
     Raises:
         RankerError: the encoder or the checkpoint cannot be loaded.
@@ -115,7 +117,7 @@ def export_checkpoint(
     from pars.learn.checkpoint import CheckpointRanker
 
     check_replaceable(folder)
-    ranker = CheckpointRanker.load(checkpoint, model_name, max_length)
+    ranker = CheckpointRanker.load(checkpoint, model_name, max_length, reads_notes=reads_notes)
     tau_b = calibration = None
     prompts: list[str] = []
     if val_data:
@@ -127,7 +129,7 @@ def export_checkpoint(
         calibration = scores, lengths_if_whole(scores, lengths, is_censored)
         models = [row.model for row in rows]
         sums = pair_sums(scores, lengths, strata=models, is_censored=is_censored)
-        tau_b = bootstrap(sums, "tau_b", clusters=prompts).as_json()
+        tau_b = bootstrap(sums, "tau_b", clusters=[row.message for row in rows]).as_json()
     return export_ranker(
         ranker.model,
         folder,
@@ -137,7 +139,7 @@ def export_checkpoint(
         trained_on={"checkpoint": str(checkpoint)},
         calibration=calibration,
         held_out=prompts,
-        reads_notes=any(map(has_note, prompts)),
+        reads_notes=reads_notes,
     )
 
 

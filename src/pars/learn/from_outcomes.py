@@ -21,7 +21,6 @@ import torch
 from numpy.typing import NDArray
 
 from pars import __version__
-from pars.conversation import has_note
 from pars.errors import DataError, ParsError
 from pars.learn.calibration import lengths_if_whole
 from pars.learn.export import export_ranker
@@ -226,6 +225,7 @@ def compare(
     """The ranker in `present`, and a candidate's scores, on the same requests [num_requests]."""
     rows = rows_of(newest)
     prompts = [row.prompt for row in rows]
+    messages = [row.message for row in rows]
     sums = partial(
         pair_sums,
         lengths=[row.answer_length for row in rows],
@@ -233,7 +233,7 @@ def compare(
         is_censored=[row.is_censored for row in rows],
     )
     before, after = sums(Ranker.load(present).score(prompts)), sums(scores)
-    options: dict[str, Any] = {"clusters": prompts, "num_resamples": num_resamples}
+    options: dict[str, Any] = {"clusters": messages, "num_resamples": num_resamples}
     return Comparison(
         present=bootstrap(before, "tau_b", **options),
         candidate=bootstrap(after, "tau_b", **options),
@@ -260,5 +260,5 @@ def _export(
         tau_b=note["tau_b"]["candidate"],
         trained_on={"outcomes": note["outcomes"], **note["trained_on"], "start": note["start"]},
         calibration=(scores, lengths_if_whole(scores, lengths, is_censored)),
-        reads_notes=any(map(has_note, training.prompts)),
+        reads_notes=training.reads_notes,
     )

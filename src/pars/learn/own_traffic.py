@@ -55,7 +55,7 @@ class Part:
         times = [_utc(request.arrival_s) for request in requests] or [""]
         return cls(
             num_requests=len(requests),
-            num_prompts=len({request.row.prompt for request in requests}),
+            num_prompts=len({request.row.message for request in requests}),
             num_censored=sum(request.row.is_censored for request in requests),
             first=times[0],
             last=times[-1],

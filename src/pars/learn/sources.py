@@ -18,6 +18,7 @@ from pars.learn.records import Fields
 from pars.learn.rows import field_of, is_wanted, kind_of, length_of, prompt_in, read_rows, text_of
 
 Where = tuple[tuple[str, str], ...]
+ASSISTANTS = ("gpt", "chatgpt", "assistant")
 NumberedRows = Iterator[tuple[int, Mapping[str, Any]]]
 
 
@@ -72,9 +73,10 @@ def _sharegpt(row: Mapping[str, Any], at: Path | str, number: int) -> Iterator[E
     messages = _messages(row, "conversations", ("from", "value"), at, number)
     answer_chars: list[int] = []
     for (asker, prompt), (teller, answer) in pairwise(messages):
-        if asker in ("human", "user") and teller in ("gpt", "chatgpt", "assistant"):
+        if asker in ASSISTANTS:  # also where nobody asked: a server would see it too
+            answer_chars.append(len(prompt))
+        if asker in ("human", "user") and teller in ASSISTANTS:
             yield Exchange(with_note(prompt, answer_chars) if prompt else "", answer)
-            answer_chars.append(len(answer))
 
 
 def _messages(

@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pars.conversation import has_note
+from pars.conversation import message_of, teaches_notes
 from pars.errors import ParsError
 from pars.files import write_json
 from pars.learn.batches import Batch
@@ -92,7 +92,8 @@ class Training:
         self, config: TrainConfig, data: TrainingData, model: PromptModel, processes: Processes
     ) -> None:
         self.config, self.processes, self.model = config, processes, model
-        self.prompts, self.batches = data.prompts, data.batches
+        self.reads_notes = teaches_notes(data.prompts)
+        self.prompts, self.batches = self._read(data.prompts), data.batches
         self.validation = data.validation
         if processes.count > 1:
             torch.manual_seed(config.seed + processes.rank)  # or all would drop the same
@@ -200,9 +201,13 @@ class Training:
         ]
         return torch.cat(scores)[torch.from_numpy(np.argsort(order, kind="stable"))]
 
+    def _read(self, prompts: Sequence[str]) -> list[str]:
+        """The prompts as the ranker will be shown them."""
+        return list(prompts) if self.reads_notes else list(map(message_of, prompts))
+
     def score(self, prompts: Sequence[str]) -> NDArray[np.float64]:
-        """Scores [num_prompts] without gradients, in evaluation mode."""
-        encoded = self.model.encode(prompts)
+        """Scores [num_prompts] without gradients, in evaluation mode, as the exported ranker's."""
+        encoded = self.model.encode(self._read(prompts))
         self.network.eval()
         with torch.no_grad():  # in full precision: ties of half precision would count as wrong
             parts = [
@@ -272,7 +277,8 @@ class Training:
     def _interval(self, scores: NDArray[np.float64]) -> dict[str, float | None] | None:
         if not len(scores):
             return None
-        clusters = self.validation.of_rows.tolist()
+        prompts = self.validation.prompts
+        clusters = [message_of(prompts[index]) for index in self.validation.of_rows]
         return bootstrap(self._sums(scores), "tau_b", clusters=clusters).as_json()
 
     def _lengths_if_whole(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -305,7 +311,7 @@ class Training:
             },
             calibration=(row_scores, self._lengths_if_whole(row_scores)),
             held_out=self.validation.prompts,
-            reads_notes=any(map(has_note, self.prompts)),
+            reads_notes=self.reads_notes,
         )
 
 

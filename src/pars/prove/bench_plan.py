@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from pars.conversation import message_of
 from pars.errors import ParsError
 from pars.priority import Calibration
 from pars.prove.arrivals import scaled
@@ -92,10 +93,12 @@ class Scores:
     took_s: float
 
     @classmethod
-    def by(cls, folder: Path, workload: Workload) -> "Scores":
-        """What the ranker in `folder` makes of every prompt, 32 a call."""
+    def by(cls, folder: Path, workload: Workload, *, knows_notes: bool = True) -> "Scores":
+        """What the ranker in `folder` makes of every prompt, or its message alone; 32 a call."""
         ranker = Ranker.load(folder)
         prompts = [request.prompt or "" for request in workload.requests]
+        if not knows_notes:
+            prompts = list(map(message_of, prompts))
         ranker.score(prompts[:1])  # the first call sets up the session
         began_s = time.perf_counter()
         parts = [
@@ -120,7 +123,9 @@ def scores_for(options: BenchOptions, workload: Workload) -> dict[str, Scores]:
     folders = {"": boxed_ranker(), **options.rankers}
     wanted = [Policy.parse(policy) for policy in options.policies if policy != GATEWAY]
     names = dict.fromkeys(policy.which for policy in wanted if policy.needs_scores)
-    return {name: Scores.by(folders[name], workload) for name in names}
+    # Each request is one message: what its conversation was, no gateway can see, and no model.
+    knows_notes = GATEWAY not in options.policies and not options.own_eos
+    return {name: Scores.by(folders[name], workload, knows_notes=knows_notes) for name in names}
 
 
 def turns(options: BenchOptions, workload: Workload, scores: Mapping[str, Scores]) -> list[Turn]:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pars.prove.workload import read_workload
 from virtual_load import capacity
 
 SHARED = Path(os.environ.get("PARS_SHARED", Path(__file__).parents[2] / "shared"))
@@ -55,10 +56,9 @@ def measure(folder: Path, records: list, rankers: dict[str, str], known: tuple[s
     folder.mkdir()
     load = folder / "load.jsonl"
     pars("workload", "--trace", TRACE, *records, "--output", load)
-    rows = [json.loads(line) for line in load.read_text().splitlines()[1:]]
-    outputs, prompts = (
-        np.array([row[name] for row in rows]) for name in ("output_tokens", "prompt_tokens")
-    )
+    rows = read_workload(load).requests
+    outputs = np.array([row.output_tokens for row in rows])
+    prompts = np.array([row.prompt_tokens for row in rows])
     most = capacity(outputs, prompts)
     rates = [round(share * most, 2) for share in LOADS]
     figures = simulate(load, folder / "known", rates, known, {})

@@ -130,8 +130,8 @@ def evaluate(
         "prompt length": np.array([float(len(message_of(row.prompt))) for row in rows]),
     }
     before = np.array([split_note(row.prompt)[0].last_chars for row in rows], dtype=np.float64)
-    if before.any():
-        predictors["last answer"] = before
+    if before.any():  # a first message stands in the middle
+        predictors["last answer"] = np.where(before > 0, before, np.median(before[before > 0]))
     predictors["oracle"] = lengths
 
     def orders(members: NDArray[np.int64]) -> dict[str, Order]:

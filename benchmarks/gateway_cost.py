@@ -235,7 +235,8 @@ def run(options: argparse.Namespace, folder: Path) -> Point:
     prompts, source = read_prompts()
     rankers = {"lite": options.lite_ranker}
     if "minilm" in options.servers:
-        rankers["minilm"] = options.minilm_ranker or make_minilm(options.model_name, folder)[1]
+        trained = options.minilm_ranker and options.minilm_ranker.resolve()  # from any folder
+        rankers["minilm"] = trained or make_minilm(options.model_name, folder)[1]
     print(f"{source}; {os.cpu_count()} cores; {options.seconds:g} s a point", flush=True)
     costs, kept = {}, {}
     stolen_before_s = stolen_s()

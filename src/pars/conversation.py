@@ -42,14 +42,17 @@ def prompt_of(messages: Any) -> str | None:
     Total: what is no message is passed over; None where no user message has text. The answers are
     all messages of the assistant, also those after the last user message, which called tools.
     """
-    asked, answer_chars = None, []
+    asked, answers = None, []
     for message in _dicts_of(messages):
         role = message.get("role")
         if role == "user" and (text := text_of(message.get("content"))).strip():
             asked = text
         elif role == "assistant" or message.get("type") == "function_call":
-            answer_chars.append(_num_chars_of_answer(message))
-    return None if asked is None else with_note(asked, answer_chars)
+            answers.append(message)
+    if asked is None:
+        return None
+    # Of a long conversation, whose calls may be large, only what a note tells is measured.
+    return _behind_note(asked, len(answers), list(map(_num_chars_of_answer, answers[-2:])))
 
 
 def without_answer(messages: Sequence[Any]) -> list[Any]:
@@ -66,12 +69,7 @@ def with_note(message: str, answer_chars: Sequence[int] = ()) -> str:
 
     A message that begins as notes do is moved by a space, so that its writer cannot forge one.
     """
-    message = _guarded(message)
-    if not answer_chars:
-        return message
-    last, second_last = answer_chars[-1], answer_chars[-2] if len(answer_chars) > 1 else 0
-    num_answers = min(len(answer_chars), MOST)
-    return f"{MARK}{num_answers} {_rounded(last)} {_rounded(second_last)}\n{message}"
+    return _behind_note(message, len(answer_chars), answer_chars[-2:])
 
 
 def with_message(prompt: str, message: str) -> str:
@@ -92,6 +90,11 @@ def split_note(prompt: str) -> tuple[Before, str]:
 def message_of(prompt: str) -> str:
     """The message without its note."""
     return split_note(prompt)[1]
+
+
+def as_read(prompts: Sequence[str], reads_notes: bool) -> list[str]:
+    """The prompts as a ranker is shown them: without their notes, unless it was trained on some."""
+    return list(prompts) if reads_notes else list(map(message_of, prompts))
 
 
 def teaches_notes(prompts: Sequence[str]) -> bool:
@@ -119,6 +122,15 @@ def _num_chars_of_answer(message: dict[str, Any]) -> int:
         handed.append(message.get("arguments"))
     texts = (json.dumps(it) if isinstance(it, dict) else it for it in handed)
     return len(text_of(content)) + sum(len(text) for text in texts if isinstance(text, str))
+
+
+def _behind_note(message: str, num_answers: int, last_chars: Sequence[int]) -> str:
+    """The message behind a note; `last_chars` are of the last answers, two if there are as many."""
+    message = _guarded(message)
+    if not num_answers:
+        return message
+    second_last, last = map(_rounded, [0, *last_chars][-2:])
+    return f"{MARK}{min(num_answers, MOST)} {last} {second_last}\n{message}"
 
 
 def _dicts_of(value: Any) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pars.conversation import message_of
+from pars.conversation import as_read
 from pars.errors import RankerError
 from pars.files import write_json
 from pars.words import WordTokenizer
@@ -162,10 +162,8 @@ class Ranker:
 
     def score(self, prompts: Sequence[str]) -> FloatArray:
         """Scores [num_prompts], float32: the higher, the longer the expected answer."""
-        if not self.info.reads_notes:
-            prompts = list(map(message_of, prompts))
         scores = np.empty(len(prompts), dtype=np.float32)
-        prepared = self._prepare(prompts)
+        prepared = self._prepare(as_read(prompts, self.info.reads_notes))
         kind = self.info.kind
         for rows in _passes(prepared.lengths, PROMPTS_PER_PASS[kind], MOST_PADDING[kind]):
             scores[rows] = self._session.run(None, prepared.inputs(rows))[0]

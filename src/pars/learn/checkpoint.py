@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pars.conversation import message_of
+from pars.conversation import as_read
 from pars.errors import RankerError
 from pars.learn.models import PromptModel, load_encoder, load_weights
 from pars.ranker import PROMPTS_PER_PASS, RankerInfo
@@ -63,9 +63,7 @@ class CheckpointRanker:
 
     def score(self, prompts: Sequence[str]) -> NDArray[np.float32]:
         """Scores [num_prompts], higher for a longer expected answer."""
-        if not self.info.reads_notes:
-            prompts = list(map(message_of, prompts))
-        encoded = self.model.encode(prompts)
+        encoded = self.model.encode(as_read(prompts, self.info.reads_notes))
         lengths = [self.model.num_tokens(row) for row in encoded]
         order = sorted(range(len(encoded)), key=lengths.__getitem__)
         scores = np.empty(len(encoded), dtype=np.float32)

@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pars.conversation import message_of, teaches_notes
+from pars.conversation import as_read, message_of, teaches_notes
 from pars.errors import ParsError
 from pars.files import write_json
 from pars.learn.batches import Batch
@@ -93,7 +93,7 @@ class Training:
     ) -> None:
         self.config, self.processes, self.model = config, processes, model
         self.reads_notes = teaches_notes(data.prompts)
-        self.prompts, self.batches = self._read(data.prompts), data.batches
+        self.prompts, self.batches = as_read(data.prompts, self.reads_notes), data.batches
         self.validation = data.validation
         if processes.count > 1:
             torch.manual_seed(config.seed + processes.rank)  # or all would drop the same
@@ -201,13 +201,9 @@ class Training:
         ]
         return torch.cat(scores)[torch.from_numpy(np.argsort(order, kind="stable"))]
 
-    def _read(self, prompts: Sequence[str]) -> list[str]:
-        """The prompts as the ranker will be shown them."""
-        return list(prompts) if self.reads_notes else list(map(message_of, prompts))
-
     def score(self, prompts: Sequence[str]) -> NDArray[np.float64]:
         """Scores [num_prompts] without gradients, in evaluation mode, as the exported ranker's."""
-        encoded = self.model.encode(self._read(prompts))
+        encoded = self.model.encode(as_read(prompts, self.reads_notes))
         self.network.eval()
         with torch.no_grad():  # in full precision: ties of half precision would count as wrong
             parts = [

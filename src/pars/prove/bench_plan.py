@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pars.conversation import message_of
+from pars.conversation import as_read
 from pars.errors import ParsError
 from pars.priority import Calibration
 from pars.prove.arrivals import scaled
@@ -96,9 +96,7 @@ class Scores:
     def by(cls, folder: Path, workload: Workload, *, knows_notes: bool = True) -> "Scores":
         """What the ranker in `folder` makes of every prompt, or its message alone; 32 a call."""
         ranker = Ranker.load(folder)
-        prompts = [request.prompt or "" for request in workload.requests]
-        if not knows_notes:
-            prompts = list(map(message_of, prompts))
+        prompts = as_read([request.prompt or "" for request in workload.requests], knows_notes)
         ranker.score(prompts[:1])  # the first call sets up the session
         began_s = time.perf_counter()
         parts = [

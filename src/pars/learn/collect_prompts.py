@@ -10,17 +10,16 @@ prompt in a field, as text or as chat messages; or a .txt with a prompt on each 
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pars.conversation import message_of, prompt_of, without_answer
 from pars.errors import DataError
-from pars.learn.rows import field_of, kind_of, read_rows
+from pars.learn.rows import field_of, kind_of, prompt_field_in, read_rows
 
 APIS = ("chat", "completions")
-MESSAGES_FIELD, PROMPT_FIELD = "messages", "prompt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +66,7 @@ def _values(path: Path, prompt_field: str | None) -> Iterator[Any]:
         yield from filter(str.strip, _lines(path))
         return
     for number, row in enumerate(read_rows(path), 1):
-        yield field_of(row, prompt_field or _field_in(row), path, number)
-
-
-def _field_in(row: Mapping[str, Any]) -> str:
-    """A row that logs a request whole has its messages; one with neither is told of `prompt`."""
-    return MESSAGES_FIELD if MESSAGES_FIELD in row and PROMPT_FIELD not in row else PROMPT_FIELD
+        yield field_of(row, prompt_field or prompt_field_in(row), path, number)
 
 
 def _lines(path: Path) -> list[str]:

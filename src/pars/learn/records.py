@@ -21,6 +21,7 @@ from pars.learn.rows import (
     is_wanted,
     kind_of,
     length_of,
+    prompt_field_in,
     prompt_in,
     read_rows,
     text_of,
@@ -103,8 +104,7 @@ class Fields:
         if answer is None and length is None:
             known = ", ".join(ANSWER_FIELDS + LENGTH_FIELDS)
             raise DataError.at(at, f"no answer and no length: expected one of {known}", row=number)
-        messages = "messages" in row and "prompt" not in row
-        return cls(prompt or ("messages" if messages else "prompt"), answer, length)
+        return cls(prompt or prompt_field_in(row), answer, length)
 
 
 def read_data(

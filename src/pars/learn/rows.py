@@ -19,7 +19,7 @@ from pars.errors import DataError, MissingExtra
 
 OnCut = Callable[[int], None]
 
-ANSWERS_BEFORE = "answers_before"
+PROMPT, MESSAGES, ANSWERS_BEFORE = "prompt", "messages", "answers_before"
 
 _CHUNK_BYTES = 1 << 20
 _NEAR_END_CHARS = 10  # a literal or an escape that is cut fails this close to the end
@@ -202,6 +202,11 @@ def text_of(row: Mapping[str, Any], name: str, at: Path | str, number: int) -> s
         problem = f"field {name!r} must be text, not {kind_of(value)}"
         raise DataError.at(at, problem, row=number)
     return value or ""
+
+
+def prompt_field_in(row: Mapping[str, Any]) -> str:
+    """A row that logs a request whole has its messages; one with neither is told of `prompt`."""
+    return MESSAGES if MESSAGES in row and PROMPT not in row else PROMPT
 
 
 def prompt_in(row: Mapping[str, Any], name: str, at: Path | str, number: int) -> str:

@@ -40,7 +40,7 @@ from gateway_proxies import (
     running,
 )
 from gateway_servers import NUM_PIECES
-from pars.ranker import boxed_ranker
+from pars.ranking.ranker import boxed_ranker
 from serve import cpu_seconds, make_minilm, met, packaged_minilm, peak_mib, read_prompts
 
 HERE = Path(__file__).resolve().parent

@@ -19,8 +19,8 @@ import uvloop
 from prometheus_client import generate_latest
 
 from gateway_load import request_bytes
-from pars.middleware import PriorityMiddleware
-from pars.settings import Settings
+from pars.serving.middleware import PriorityMiddleware
+from pars.serving.settings import Settings
 
 NUM_TASKS = 32
 REQUESTS_A_TURN = 500

@@ -155,7 +155,7 @@ def main() -> None:
         return
     import uvicorn
 
-    from pars.gateway import UVICORN_OPTIONS
+    from pars.serving.gateway import UVICORN_OPTIONS
 
     options: dict[str, Any] = {**UVICORN_OPTIONS, "http": "httptools"}
     uvicorn.run(

@@ -11,11 +11,11 @@ HOUR_S seconds, so that the records last. Who orders:
 
     fcfs               the order of arrival
     fixed              a lite ranker trained on yesterday's traffic, all of it Alpaca's
-    fixed, watched     the same, put out of use by `pars.drift` when it is worse than useless
+    fixed, watched     the same, put out of use by `outcomes.drift` when it is worse than useless
     rule               shorter prompts get longer answers: true of Alpaca, not of ShareGPT
-    rule, watched      the same, with `pars.drift`
+    rule, watched      the same, with `pars.outcomes.drift`
     wrong              fixed upside down, the long first: a mistake in somebody's labels
-    wrong, watched     the same, with `pars.drift`
+    wrong, watched     the same, with `pars.outcomes.drift`
     learning, watched  fixed at first; each hour `pars learn` tries a ranker that learnt from the
                        last answers, and promotes it if it orders the newest of them better
     oracle             true lengths
@@ -44,21 +44,21 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
-from pars.drift import Drift
-from pars.learn.calibration import calibrate
-from pars.learn.from_outcomes import LearnConfig, learn
-from pars.learn.train import train
-from pars.learn.train_config import LITE_DEFAULTS, TrainConfig
-from pars.metrics import kendall_tau_b
-from pars.outcomes import OUTCOMES, PROMPTS, SUFFIX, Outcome, json_line
-from pars.priority import DEFAULT_MAX_OVERTAKE_S, EPOCH_S, Calibration, PriorityPolicy
-from pars.prove.fast_engine import FastEngine
-from pars.prove.policies import Policy
-from pars.prove.simulate import simulate
-from pars.prove.step_time import EnginePreset
-from pars.prove.times import RequestTimes
-from pars.prove.workload import WorkloadRequest
-from pars.ranker import Ranker
+from pars.learn.own_traffic.from_outcomes import LearnConfig, learn
+from pars.learn.training.calibration import calibrate
+from pars.learn.training.config import LITE_DEFAULTS, TrainConfig
+from pars.learn.training.train import train
+from pars.outcomes.drift import Drift
+from pars.outcomes.records import OUTCOMES, PROMPTS, SUFFIX, Outcome, json_line
+from pars.prove.engine.fast_engine import FastEngine
+from pars.prove.engine.simulate import simulate
+from pars.prove.engine.step_time import EnginePreset
+from pars.prove.report.times import RequestTimes
+from pars.prove.workload.policies import Policy
+from pars.prove.workload.workload import WorkloadRequest
+from pars.ranking.order_metrics import kendall_tau_b
+from pars.ranking.ranker import Ranker
+from pars.scheduling.priority import DEFAULT_MAX_OVERTAKE_S, EPOCH_S, Calibration, PriorityPolicy
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -24,9 +24,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pars.metrics import kendall_tau_b
-from pars.priority import EPOCH_S, PriorityPolicy
-from pars.ranker import Ranker
+from pars.ranking.order_metrics import kendall_tau_b
+from pars.ranking.ranker import Ranker
+from pars.scheduling.priority import EPOCH_S, PriorityPolicy
 from virtual_load import (
     MEASURES,
     Job,
@@ -114,7 +114,7 @@ def fit_log_t(train: list[dict], prompts: list[str]) -> tuple[np.ndarray, np.nda
     import torch
     from torch.nn.functional import softplus
 
-    from pars.learn.models import LiteModel
+    from pars.learn.training.models import LiteModel
 
     torch.manual_seed(0)
     rng = np.random.default_rng(0)

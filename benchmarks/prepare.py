@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from pars.learn.pairs import draw_pairs, split_rows, write_data, write_pairs
-from pars.learn.records import Row
+from pars.learn.data.pairs import draw_pairs, split_rows, write_data, write_pairs
+from pars.learn.data.records import Row
 
 NUM_ROWS, NUM_RUNS, NUM_PAIRS, SEED, THRESHOLD = 52_002, 3, 10, 42, 0.2
 TEXT = 'a list of the most common words and a few "quoted" ones: C++ or 42\n'

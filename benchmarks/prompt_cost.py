@@ -1,5 +1,5 @@
 """
-What to make of a prompt's length in a request's cost (`pars.priority.cost_tokens`).
+What to make of a prompt's length in a request's cost (`pars.scheduling.priority.cost_tokens`).
 
     python benchmarks/prompt_cost.py
 
@@ -22,8 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pars.priority import EPOCH_S, PriorityPolicy
-from pars.prove.arrivals import poisson, read_trace, scaled
+from pars.prove.workload.arrivals import poisson, read_trace, scaled
+from pars.scheduling.priority import EPOCH_S, PriorityPolicy
 from virtual_load import (
     MEASURES,
     PRESET,

@@ -79,7 +79,7 @@ learn() {
             --val-data "$work/data/val_data.json" --output-dir "$work/run"
     fi
     local boxed
-    boxed=$(.venv/bin/python -c 'from pars.ranker import boxed_ranker; print(boxed_ranker())')
+    boxed=$(.venv/bin/python -c 'from pars.ranking.ranker import boxed_ranker; print(boxed_ranker())')
     for ranker in boxed=$boxed own=$work/run/ranker; do
         echo "== the ${ranker%%=*} ranker on prompts that it never saw"
         pars evaluate --ranker "${ranker#*=}" --data "$work/data/val_data.json" \

@@ -22,9 +22,9 @@ from typing import Any
 import uvloop
 from prometheus_client import CollectorRegistry
 
-from pars.middleware import PriorityMiddleware
-from pars.serve_metrics import ServeMetrics
-from pars.settings import Settings
+from pars.outcomes.metrics import ServeMetrics
+from pars.serving.middleware import PriorityMiddleware
+from pars.serving.settings import Settings
 
 REQUESTS_A_TURN = 200
 MANY_EVENTS = 200

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pars.metrics import kendall_tau_b
-from pars.ranker import TOKENIZER_FILE, Ranker, boxed_ranker
-from pars.words import WordTokenizer
+from pars.ranking.order_metrics import kendall_tau_b
+from pars.ranking.ranker import TOKENIZER_FILE, Ranker, boxed_ranker
+from pars.request.words import WordTokenizer
 
 NUM_PASSES, CALLS_A_PASS, BATCH, NUM_PROMPTS = 15, 200, 32, 1000
 TARGET_US, TARGET_LOAD_MS, TARGET_AGREEMENT = 150, 300, 0.99
@@ -32,7 +32,7 @@ from pathlib import Path
 def peak_mib():  # getrusage would tell the peak of the process before exec
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 before_mib = peak_mib()
-from pars.ranker import Ranker
+from pars.ranking.ranker import Ranker
 Ranker.load(Path(sys.argv[1])).score(["What is the capital of France?"])
 print((time.perf_counter() - started_s) * 1000, peak_mib(), before_mib)
 """

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pars.ranker import Ranker, boxed_ranker
+from pars.ranking.ranker import Ranker, boxed_ranker
 
 HERE = Path(__file__).resolve().parent
 SHARED = Path(os.environ.get("PARS_SHARED", HERE.parent.parent / "shared"))
@@ -49,8 +49,8 @@ def make_minilm(model_name: str, folder: Path) -> tuple[Path, Path]:
     """A checkpoint of the encoder under a head of fixed random weights, and its exported folder."""
     import torch
 
-    from pars.learn.export import export_checkpoint
-    from pars.learn.models import load_encoder
+    from pars.learn.training.export import export_checkpoint
+    from pars.learn.training.models import load_encoder
 
     torch.manual_seed(0)
     checkpoint = folder / "best_model.pt"

@@ -19,8 +19,8 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import BaseModel
 
-from pars.cli_serve import run_app
-from pars.ranker import Ranker
+from pars.cli.serve import run_app
+from pars.ranking.ranker import Ranker
 
 
 class Question(BaseModel):

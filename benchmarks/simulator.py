@@ -23,11 +23,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from pars.prove.points import Point, run_point
-from pars.prove.policies import Policy
-from pars.prove.step_time import EnginePreset
-from pars.prove.times import REQUESTS_FILE
-from pars.prove.workload import WorkloadRequest, write_workload
+from pars.prove.engine.step_time import EnginePreset
+from pars.prove.report.points import Point, run_point
+from pars.prove.report.times import REQUESTS_FILE
+from pars.prove.workload.policies import Policy
+from pars.prove.workload.workload import WorkloadRequest, write_workload
 
 RATE, SEED = 40.0, 0
 FAST_SIZES, EXACT_SIZES = (2_000, 20_000, 200_000), (2_000, 20_000)

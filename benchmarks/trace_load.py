@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pars.prove.workload import read_workload
+from pars.prove.workload.workload import read_workload
 from virtual_load import capacity
 
 SHARED = Path(os.environ.get("PARS_SHARED", Path(__file__).parents[2] / "shared"))

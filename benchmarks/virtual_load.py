@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from pars.prove.arrivals import poisson
-from pars.prove.fast_engine import FastEngine
-from pars.prove.simulate import simulate
-from pars.prove.step_time import EnginePreset
-from pars.prove.workload import WorkloadRequest
+from pars.prove.engine.fast_engine import FastEngine
+from pars.prove.engine.simulate import simulate
+from pars.prove.engine.step_time import EnginePreset
+from pars.prove.workload.arrivals import poisson
+from pars.prove.workload.workload import WorkloadRequest
 
 PRESET = EnginePreset.named("h100-8b")
 MEASURES = ("ntpot_s", "ttft_s", "e2e_s", "p99_ttft_s")

@@ -40,8 +40,8 @@ from urllib.parse import urlsplit
 import numpy as np
 import uvloop
 
-from pars.metrics import kendall_tau_b
-from pars.ranker import Ranker, boxed_ranker
+from pars.ranking.order_metrics import kendall_tau_b
+from pars.ranking.ranker import Ranker, boxed_ranker
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "tests"))

@@ -21,12 +21,12 @@ import numpy as np
 import torch
 from data import load
 
-from pars.learn.from_outcomes import LearnConfig, compare, train_candidate
-from pars.learn.own_traffic import Request, rows_of, split_by_time
-from pars.learn.processes import joined_processes
-from pars.learn.records import Row
-from pars.metrics import pair_sums
-from pars.ranker import Ranker, boxed_ranker
+from pars.learn.data.records import Row
+from pars.learn.own_traffic.from_outcomes import LearnConfig, compare, train_candidate
+from pars.learn.own_traffic.own_traffic import Request, rows_of, split_by_time
+from pars.learn.training.processes import joined_processes
+from pars.ranking.order_metrics import pair_sums
+from pars.ranking.ranker import Ranker, boxed_ranker
 
 RESULTS = Path(__file__).with_suffix(".jsonl")
 SETS = ("alpaca_davinci003", "sharegpt")

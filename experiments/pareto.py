@@ -23,7 +23,7 @@ from matplotlib import pyplot as plt
 from run import RESULTS, data_set, results
 from train_one import BEYOND, Encoder, LiteInputs, score
 
-from pars.learn.models import load_encoder
+from pars.learn.training.models import load_encoder
 
 ROOT = Path(__file__).parents[1]
 DATA_SETS = ("alpaca_davinci003", "gpteacher_code")

@@ -24,7 +24,7 @@ import torch
 from data import SOURCES, Rows, in_test
 from train_one import Spec, train_lite
 
-from pars.metrics import pair_sums
+from pars.ranking.order_metrics import pair_sums
 
 NAME = "alpaca_vicuna7b"
 NUM_ANSWERS = 4

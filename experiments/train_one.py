@@ -17,11 +17,17 @@ from data import Record, Rows
 from objectives import Objective, objective
 from torch import Tensor, nn
 
-from pars.conversation import with_note
-from pars.learn.models import PAIR_FACTORS, load_encoder
-from pars.learn.word_vectors import word_vectors
-from pars.ranker import pad
-from pars.words import MARKS, NUM_FEATURES, NUM_FIRST_FEATURES, WordTokenizer, surface_features
+from pars.learn.training.models import PAIR_FACTORS, load_encoder
+from pars.learn.training.word_vectors import word_vectors
+from pars.ranking.ranker import pad
+from pars.request.conversation import with_note
+from pars.request.words import (
+    MARKS,
+    NUM_FEATURES,
+    NUM_FIRST_FEATURES,
+    WordTokenizer,
+    surface_features,
+)
 
 Options = tuple[tuple[str, Any], ...]
 
@@ -56,7 +62,7 @@ def history(record: Record) -> list[float]:
 
 
 def answers(record: Record) -> list[float]:
-    """The answers before in the conversation, as `pars.words` has them of a note."""
+    """The answers before in the conversation, as `pars.request.words` has them of a note."""
     return surface_features(with_note("", record.get("answers_before") or ()), 1)[-4:]
 
 
@@ -82,7 +88,7 @@ BEYOND: dict[str, Callable[[Record], list[float]]] = {
 
 
 class Lite(nn.Module):
-    """`pars.learn.models.LiteRanker` with knobs."""
+    """`pars.learn.training.models.LiteRanker` with knobs."""
 
     def __init__(
         self,

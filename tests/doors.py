@@ -22,7 +22,7 @@ from typing import Any
 import httpx
 import numpy as np
 
-from pars.ranker import TOKENIZER_FILE
+from pars.ranking.ranker import TOKENIZER_FILE
 
 from engine import MODEL, Engine, wait_until
 
@@ -233,8 +233,8 @@ def word_ranker(folder: Path) -> Path:
     """A lite ranker, exported, that expects exactly N tokens for the prompt "wordsN"."""
     import torch
 
-    from pars.learn.export import export_ranker
-    from pars.learn.models import LiteModel
+    from pars.learn.training.export import export_ranker
+    from pars.learn.training.models import LiteModel
 
     lengths = {f"words{length}": length for length in LENGTHS}
     model = LiteModel.untrained([*lengths, *lengths], 32)

@@ -7,7 +7,7 @@ Steps of vLLM's own scheduler on random workloads, as JSON; run by test_fast_eng
 import json
 import sys
 
-from pars.prove.stepping import EngineLimits
+from pars.prove.engine.stepping import EngineLimits
 
 
 def steps_of(engine, requests, *, skip=False):
@@ -36,7 +36,7 @@ def steps_of(engine, requests, *, skip=False):
 
 
 if __name__ == "__main__":
-    from pars.prove.vllm_engine import VllmEngine
+    from pars.prove.engine.vllm_engine import VllmEngine
 
     json.dump(
         [

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
-from pars.gateway import UVICORN_OPTIONS, Gateway
-from pars.live_ranker import LiveRanker
-from pars.settings import Settings
-from pars.upstream import Upstream
+from pars.ranking.live_ranker import LiveRanker
+from pars.serving.gateway import UVICORN_OPTIONS, Gateway
+from pars.serving.settings import Settings
+from pars.serving.upstream import Upstream
 
 from serving import DEADLINE_S, LengthScorer, serve_in_thread
 

@@ -76,8 +76,8 @@ def lite_ranker(folder: Path, seed=0, reads_notes=False):
     """An untrained lite ranker over the words of `rows`, exported."""
     import torch
 
-    from pars.learn.export import export_ranker
-    from pars.learn.models import LiteModel
+    from pars.learn.training.export import export_ranker
+    from pars.learn.training.models import LiteModel
 
     torch.manual_seed(seed)
     model = LiteModel.untrained([row["prompt"] for row in rows(60)], 32)

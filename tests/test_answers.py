@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from pars.answers import MAX_HELD_BYTES, Answer, AnswerFacts
-from pars.held_body import ByteBudget
+from pars.outcomes.answers import MAX_HELD_BYTES, Answer, AnswerFacts
+from pars.request.body import ByteBudget
 
 JSON = [(b"content-type", b"application/json")]
 EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8")]

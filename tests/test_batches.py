@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pars.learn.batches import LengthBatches, PairBatches, comparable_pairs
+from pars.learn.training.batches import LengthBatches, PairBatches, comparable_pairs
 
 
 def pairs_of(batch):

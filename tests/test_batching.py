@@ -1,4 +1,4 @@
-"""pars.batching: who is scored with whom, and what reaches which caller."""
+"""pars.ranking.batching: who is scored with whom, and what reaches which caller."""
 
 import asyncio
 import time
@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pars.batching import Batcher, BatcherClosed, QueueFull, finite_scores
 from pars.errors import RankerError
+from pars.ranking.batching import Batcher, BatcherClosed, QueueFull, finite_scores
 
 from serving import GatedScorer, LengthScorer
 

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from pars.cli import commands
+from pars.cli.main import commands
 from pars.errors import ParsError
-from pars.prove.bench import run_bench
-from pars.prove.bench_plan import BenchOptions, scores_for
-from pars.prove.times import read_result
-from pars.prove.workload import WorkloadRequest, read_workload, write_workload
-from pars.ranker import boxed_ranker
+from pars.prove.live.bench import run_bench
+from pars.prove.live.bench_plan import BenchOptions, scores_for
+from pars.prove.report.times import read_result
+from pars.prove.workload.workload import WorkloadRequest, read_workload, write_workload
+from pars.ranking.ranker import boxed_ranker
 
 from fake_engine import FakeEngine
 from rankers import lite_ranker

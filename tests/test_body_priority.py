@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pars.body_priority import PriorityAppender, with_priority
+from pars.scheduling.body_priority import PriorityAppender, with_priority
 
 
 @pytest.mark.parametrize(

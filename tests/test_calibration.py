@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from pars.learn.calibration import (
+from pars.learn.training.calibration import (
     calibrate,
     check_calibration,
     lengths_if_whole,
     pool_adjacent_violators,
 )
-from pars.ranker import RankerInfo
+from pars.ranking.ranker import RankerInfo
 
 
 def test_violators_are_pooled_into_their_mean():

@@ -20,15 +20,15 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from pars.cli import commands
+from pars.cli.main import commands
 from pars.errors import DataError, ParsError
-from pars.learn.collect import collect
-from pars.learn.collect_client import base_url_of
-from pars.learn.collect_config import CollectConfig, parse_extra_body
-from pars.learn.collect_file import meta_path
-from pars.learn.collect_prompts import read_prompts
-from pars.learn.collect_reply import Failure, delay_s, retry_after_s
-from pars.learn.records import read_data
+from pars.learn.collect.client import base_url_of
+from pars.learn.collect.collect import collect
+from pars.learn.collect.config import CollectConfig, parse_extra_body
+from pars.learn.collect.file import meta_path
+from pars.learn.collect.prompts import read_prompts
+from pars.learn.collect.reply import Failure, delay_s, retry_after_s
+from pars.learn.data.records import read_data
 
 from serving import DEADLINE_S, eventually
 

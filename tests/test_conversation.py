@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pars.conversation import (
+from pars.request.conversation import (
     MOST,
     NOTHING,
     Before,

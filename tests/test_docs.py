@@ -20,7 +20,7 @@ def test_every_command_named_in_the_readme_exists():
     """`pars NAME` in the README is a command of `pars`."""
     import re
 
-    from pars.cli import commands
+    from pars.cli.main import commands
 
     named = re.findall(r"^    pars (\w+)", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
 

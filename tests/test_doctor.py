@@ -14,17 +14,17 @@ import pytest
 from click.testing import CliRunner
 
 from gateways import gateway_to
-from pars.cli import commands
-from pars.doctor import DoctorOptions, diagnose
-from pars.doctor_engine import REMEDIES
-from pars.doctor_outcomes import longest_overtake_s, ranker_finding, waits_finding
+from pars.cli.main import commands
+from pars.doctor.doctor import DoctorOptions, diagnose
+from pars.doctor.engine import REMEDIES
+from pars.doctor.findings import OK, PROBLEM, UNKNOWN, Finding, Report
+from pars.doctor.metrics_page import MetricsPage
+from pars.doctor.outcomes import longest_overtake_s, ranker_finding, waits_finding
 from pars.errors import ParsError
-from pars.findings import OK, PROBLEM, UNKNOWN, Finding, Report
-from pars.metrics_page import MetricsPage
-from pars.outcomes import Outcome
-from pars.prove.fake_engine import FakeEngine as SteppingEngine
-from pars.prove.step_time import EnginePreset
-from pars.serve_metrics import FAILED_OPEN
+from pars.outcomes.metrics import FAILED_OPEN
+from pars.outcomes.records import Outcome
+from pars.prove.engine.step_time import EnginePreset
+from pars.prove.fake_engine.server import FakeEngine as SteppingEngine
 
 from fake_engine import FakeEngine
 from serving import DEADLINE_S, eventually, serve_in_thread

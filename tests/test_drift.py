@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pars.drift import Drift, DriftSettings
 from pars.errors import ParsError
-from pars.metrics import bootstrap, kendall_tau_b, pair_sums, tau_b_interval
+from pars.outcomes.drift import Drift, DriftSettings
+from pars.ranking.order_metrics import bootstrap, kendall_tau_b, pair_sums, tau_b_interval
 
 SHARED = Path(os.environ.get("PARS_SHARED", Path(__file__).parents[2] / "shared")) / "data"
 needs_records = pytest.mark.skipif(

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from pars.cli import commands
+from pars.cli.main import commands
 from pars.errors import DataError, ParsError
-from pars.learn.evaluate import evaluate, render
-from pars.ranker import RankerInfo, boxed_ranker
+from pars.learn.evaluation.evaluate import evaluate, render
+from pars.ranking.ranker import RankerInfo, boxed_ranker
 
 from rankers import lite_ranker, rows, write_data
 

@@ -9,11 +9,11 @@ import httpx
 import openai
 import pytest
 
-from pars.metrics_page import MetricsPage
-from pars.prove.fake_engine import FakeEngine
-from pars.prove.fast_engine import FastEngine
-from pars.prove.step_time import EnginePreset
-from pars.prove.stepping import EngineLimits
+from pars.doctor.metrics_page import MetricsPage
+from pars.prove.engine.fast_engine import FastEngine
+from pars.prove.engine.step_time import EnginePreset
+from pars.prove.engine.stepping import EngineLimits
+from pars.prove.fake_engine.server import FakeEngine
 
 from serving import eventually, serve_in_thread
 

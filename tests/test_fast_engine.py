@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from exact_steps import steps_of
 from pars.errors import ParsError
-from pars.prove.fast_engine import FastEngine
-from pars.prove.stepping import EngineLimits
+from pars.prove.engine.fast_engine import FastEngine
+from pars.prove.engine.stepping import EngineLimits
 
 ENGINE_PYTHON = Path(__file__).parent.parent / ".engine/bin/python"
 NUM_CASES = 150

@@ -23,10 +23,10 @@ from gateways import (
     read_request,
     scripted_upstream,
 )
-from pars.cli import commands
+from pars.cli.main import commands
 from pars.errors import ParsError
-from pars.exchange import end_to_end
-from pars.upstream import Upstream
+from pars.serving.exchange import end_to_end
+from pars.serving.upstream import Upstream
 
 from fake_engine import FakeEngine
 from serving import DEADLINE_S, GatedScorer, eventually

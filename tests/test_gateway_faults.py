@@ -31,7 +31,7 @@ from gateways import (
     read_request,
     scripted_upstream,
 )
-from pars.client_protocol import MAX_HEAD_BYTES, ClientProtocol
+from pars.serving.client_protocol import MAX_HEAD_BYTES, ClientProtocol
 
 from fake_engine import FakeEngine
 from serving import DEADLINE_S, eventually

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pars.errors import DataError, ParsError
-from pars.prove.gain import compared
-from pars.prove.latency import figures, parse_limits
-from pars.prove.times import (
+from pars.prove.report.gain import compared
+from pars.prove.report.latency import figures, parse_limits
+from pars.prove.report.times import (
     QueueSample,
     RequestTimes,
     Result,
@@ -21,7 +21,7 @@ from pars.prove.times import (
     itl_counts,
     read_result,
 )
-from pars.prove.verdict import seconds, share_text, verdict
+from pars.prove.report.verdict import seconds, share_text, verdict
 
 
 def times(name, policy="fcfs", *, due=0.0, first=1.0, end=2.0, tokens=2, **more):

@@ -17,17 +17,17 @@ import torch
 from click.testing import CliRunner
 
 from gateways import counted
-from pars.cli import commands
+from pars.cli.main import commands
 from pars.errors import ParsError, RankerError
-from pars.gateway import UVICORN_OPTIONS, Gateway
-from pars.learn.own_traffic import Part, split_by_time, teaching
-from pars.learn.versions import Versions
-from pars.learn.warm_start import warm_start
-from pars.live_ranker import LiveRanker
-from pars.outcomes import Outcome
-from pars.ranker import Ranker, boxed_ranker
-from pars.settings import Settings
-from pars.upstream import Upstream
+from pars.learn.own_traffic.own_traffic import Part, split_by_time, teaching
+from pars.learn.own_traffic.versions import Versions
+from pars.learn.training.warm_start import warm_start
+from pars.outcomes.records import Outcome
+from pars.ranking.live_ranker import LiveRanker
+from pars.ranking.ranker import Ranker, boxed_ranker
+from pars.serving.gateway import UVICORN_OPTIONS, Gateway
+from pars.serving.settings import Settings
+from pars.serving.upstream import Upstream
 
 from fake_engine import FakeEngine
 from rankers import TOPICS, lite_ranker

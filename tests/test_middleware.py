@@ -17,13 +17,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from pars.engines import ENGINES, scheduling_policy, vllm_engine
 from pars.errors import DataError, ParsError, RankerError
-from pars.live_ranker import LiveRanker, keep_fresh
-from pars.middleware import PriorityMiddleware
-from pars.priority import EPOCH_S
-from pars.serve_metrics import ServeMetrics
-from pars.settings import Settings
+from pars.outcomes.metrics import ServeMetrics
+from pars.ranking.live_ranker import LiveRanker, keep_fresh
+from pars.scheduling.engines import ENGINES, scheduling_policy, vllm_engine
+from pars.scheduling.priority import EPOCH_S
+from pars.serving.middleware import PriorityMiddleware
+from pars.serving.settings import Settings
 
 from serving import DEADLINE_S, GatedScorer, LengthScorer, eventually
 

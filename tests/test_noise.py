@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from pars.cli import commands
+from pars.cli.main import commands
 from pars.errors import DataError, ParsError
-from pars.learn.noise import ceiling_of, measure_noise, render, tau_of_mean
-from pars.metrics import kendall_tau_b
+from pars.learn.evaluation.noise import ceiling_of, measure_noise, render, tau_of_mean
+from pars.ranking.order_metrics import kendall_tau_b
 
 
 def write_answers(path, lengths, model=None):

@@ -18,9 +18,9 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from pars.errors import DataError, ParsError
-from pars.outcome_writer import OutcomeLimits, OutcomeWriter, load_redact
-from pars.outcomes import Outcome, read_outcomes
-from pars.serve_metrics import OutcomeMetrics
+from pars.outcomes.metrics import OutcomeMetrics
+from pars.outcomes.records import Outcome, read_outcomes
+from pars.outcomes.writer import OutcomeLimits, OutcomeWriter, load_redact
 
 from serving import DEADLINE_S, eventually
 
@@ -452,9 +452,9 @@ STORY = """
     import resource, sys, threading
     from pathlib import Path
     from prometheus_client import CollectorRegistry
-    from pars.outcome_writer import OutcomeLimits, OutcomeWriter
-    from pars.outcomes import Outcome
-    from pars.serve_metrics import OutcomeMetrics
+    from pars.outcomes.writer import OutcomeLimits, OutcomeWriter
+    from pars.outcomes.records import Outcome
+    from pars.outcomes.metrics import OutcomeMetrics
 
     registry = CollectorRegistry()
     writer = OutcomeWriter(Path(sys.argv[1]), OutcomeLimits(), OutcomeMetrics(registry))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pars.errors import DataError
-from pars.learn.pairs import (
+from pars.learn.data.pairs import (
     Pairs,
     draw_pairs,
     split_groups,
@@ -17,7 +17,7 @@ from pars.learn.pairs import (
     write_data,
     write_pairs,
 )
-from pars.learn.records import Row
+from pars.learn.data.records import Row
 
 TEXTS = st.text(st.characters(codec=None), max_size=12)  # lone surrogates and controls, too
 

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pars.errors import ParsError
-from pars.priority import Calibration
-from pars.prove.policies import NAMES, Policy
-from pars.prove.workload import WorkloadRequest
+from pars.prove.workload.policies import NAMES, Policy
+from pars.prove.workload.workload import WorkloadRequest
+from pars.scheduling.priority import Calibration
 
 SHORT = WorkloadRequest("0", 0.0, "short", 30, 10, max_tokens=900)
 LONG = WorkloadRequest("1", 0.0, "long", 20, 500, max_tokens=600)

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pars.cli import main
-from pars.cli_learn import SOURCE_NAMES
-from pars.learn.records import read_data, read_pairs
-from pars.learn.sources import SOURCES
+from pars.cli.learn import SOURCE_NAMES
+from pars.cli.main import main
+from pars.learn.data.records import read_data, read_pairs
+from pars.learn.data.sources import SOURCES
 
 SHARED = Path(os.environ.get("PARS_SHARED", Path(__file__).parents[2] / "shared")) / "data"
 FILES = {

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pars.priority import (
+from pars.request.prompts import GenerationRequest, Prompt
+from pars.scheduling.priority import (
     EPOCH_S,
     MAX_OFFSET_S,
     Calibration,
@@ -17,7 +18,6 @@ from pars.priority import (
     cost_share,
     cost_tokens,
 )
-from pars.prompts import GenerationRequest, Prompt
 
 LONG = 1000.0
 NOW_S = EPOCH_S + 3600.0

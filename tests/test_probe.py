@@ -4,10 +4,10 @@ import asyncio
 
 import pytest
 
-from pars.engines import ENGINES
-from pars.probe import Probe, ProbeError, run_probe
-from pars.settings import Settings
-from pars.upstream import Upstream
+from pars.doctor.probe import Probe, ProbeError, run_probe
+from pars.scheduling.engines import ENGINES
+from pars.serving.settings import Settings
+from pars.serving.upstream import Upstream
 
 from fake_engine import FakeEngine
 

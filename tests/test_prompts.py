@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pars.prompts import MAX_COUNT, READERS, GenerationRequest, Prompt, read_request
+from pars.request.prompts import MAX_COUNT, READERS, GenerationRequest, Prompt, read_request
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from pars.errors import RankerError
-from pars.learn.encoder_graph import int8_graph
-from pars.ranker import INT8_FILE, Ranker, RankerInfo, boxed_ranker, tokenizable
+from pars.learn.training.encoder_graph import int8_graph
+from pars.ranking.ranker import INT8_FILE, Ranker, RankerInfo, boxed_ranker, tokenizable
 
 from rankers import lite_ranker, tiny_encoder
 
@@ -23,8 +23,8 @@ def lite(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
-    from pars.learn.export import export_ranker
-    from pars.learn.models import load_encoder
+    from pars.learn.training.export import export_ranker
+    from pars.learn.training.models import load_encoder
 
     folder = tmp_path_factory.mktemp("encoder")
     model = load_encoder(str(tiny_encoder(folder / "bert")), 16)
@@ -54,8 +54,8 @@ def test_only_a_ranker_that_was_trained_with_notes_is_shown_them(kind, tmp_path)
     """Of two with the same weights one scores a noted message as the bare one, one does not."""
     import torch
 
-    from pars.learn.export import export_ranker
-    from pars.learn.models import LiteModel, load_encoder
+    from pars.learn.training.export import export_ranker
+    from pars.learn.training.models import LiteModel, load_encoder
 
     if kind == "lite":
         model = LiteModel.untrained(["write a b", "write a b"], 32)
@@ -82,10 +82,10 @@ def test_a_lite_ranker_of_the_first_format_scores_as_it_did(tmp_path):
     """
     import torch
 
-    from pars.learn.export import export_ranker
-    from pars.learn.models import LiteModel, LiteRanker
-    from pars.learn.warm_start import warm_start
-    from pars.words import NUM_FEATURES, WordTokenizer
+    from pars.learn.training.export import export_ranker
+    from pars.learn.training.models import LiteModel, LiteRanker
+    from pars.learn.training.warm_start import warm_start
+    from pars.request.words import NUM_FEATURES, WordTokenizer
 
     torch.manual_seed(0)
     words = WordTokenizer(["write", "a"], num_hash_buckets=4, max_length=8, num_features=5)
@@ -112,8 +112,8 @@ def test_a_lite_ranker_of_the_first_format_scores_as_it_did(tmp_path):
 
 def test_words_begin_where_english_has_them():
     """A known word starts with its vector of the package, a made-up one with a random one."""
-    from pars.learn.models import LiteModel
-    from pars.learn.word_vectors import word_vectors
+    from pars.learn.training.models import LiteModel
+    from pars.learn.training.word_vectors import word_vectors
 
     start = word_vectors()
     model = LiteModel.untrained(["essay essay frobnicate frobnicate"], 32)
@@ -128,7 +128,7 @@ def test_words_begin_where_english_has_them():
 
 def test_word_vectors_are_kept_to_a_part_in_127(tmp_path):
     """8 bits, each direction on its own scale: 1 and 100 are both kept to half a step."""
-    from pars.learn.word_vectors import WordVectors
+    from pars.learn.training.word_vectors import WordVectors
 
     vectors = np.array([[1.0, 100.0], [-0.3, 30.0]], dtype=np.float32)
     WordVectors(("a", "b"), vectors).write(tmp_path / "vectors.npz")
@@ -141,8 +141,8 @@ def test_word_vectors_are_kept_to_a_part_in_127(tmp_path):
 
 def test_an_8_bit_graph_is_kept_where_it_orders_as_float32_does(encoder, tmp_path):
     """Its agreement with float32 on held-out prompts is said, and 0.99 decides."""
-    from pars.learn.export import export_ranker
-    from pars.learn.models import load_encoder
+    from pars.learn.training.export import export_ranker
+    from pars.learn.training.models import load_encoder
 
     prompts = [f"write {'a story about ' * (i % 9)} the sea" for i in range(40)]
     model = load_encoder(str(tiny_encoder(tmp_path / "bert")), 16)
@@ -261,8 +261,8 @@ def test_fields_of_a_later_version_are_ignored(lite, tmp_path):
 def test_scoring_never_imports_torch(lite):
     """Neither does the command line's help."""
     code = (
-        "import sys; from pathlib import Path; from pars.ranker import Ranker;"
+        "import sys; from pathlib import Path; from pars.ranking.ranker import Ranker;"
         f"Ranker.load(Path({str(lite)!r})).score(['a']);"
-        "import pars.cli; assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)"
+        "import pars.cli.main; assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

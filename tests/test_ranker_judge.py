@@ -12,14 +12,14 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from gateways import counted, exchange, gateway_to, post
-from pars.drift import DriftSettings
 from pars.errors import ParsError
-from pars.gateway import Gateway
-from pars.live_ranker import LiveRanker, fingerprint_of
-from pars.outcomes import Outcome
-from pars.ranker_judge import RankerJudge
-from pars.serve_metrics import DriftMetrics
-from pars.settings import Settings
+from pars.outcomes.drift import DriftSettings
+from pars.outcomes.metrics import DriftMetrics
+from pars.outcomes.ranker_judge import RankerJudge
+from pars.outcomes.records import Outcome
+from pars.ranking.live_ranker import LiveRanker, fingerprint_of
+from pars.serving.gateway import Gateway
+from pars.serving.settings import Settings
 
 from fake_engine import FakeEngine
 from serving import eventually

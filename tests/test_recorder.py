@@ -27,12 +27,12 @@ from gateways import (
     read_request,
     scripted_upstream,
 )
-from pars.engine_lengths import Desk, Finished
-from pars.gateway import Gateway
-from pars.live_ranker import fingerprint_of
-from pars.outcomes import Outcome, read_outcomes
-from pars.recorder import Decided, Recorder
-from pars.serve_metrics import OutcomeMetrics
+from pars.outcomes.engine_lengths import Desk, Finished
+from pars.outcomes.metrics import OutcomeMetrics
+from pars.outcomes.recorder import Decided, Recorder
+from pars.outcomes.records import Outcome, read_outcomes
+from pars.ranking.live_ranker import fingerprint_of
+from pars.serving.gateway import Gateway
 
 from fake_engine import FakeEngine
 from serving import DEADLINE_S, eventually

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pars.errors import DataError
-from pars.learn.records import Row, length_unit_of, read_data, read_pairs
+from pars.learn.data.records import Row, length_unit_of, read_data, read_pairs
 
 SHARED = Path(os.environ.get("PARS_SHARED", Path(__file__).parents[2] / "shared")) / "data"
 PAIRS = [

@@ -6,11 +6,18 @@ import re
 import pytest
 from click.testing import CliRunner
 
-from pars.cli import commands
-from pars.prove.latency import figures
-from pars.prove.pictures import _styles, pictures
-from pars.prove.report import Table, number, write_report
-from pars.prove.times import QueueSample, RequestTimes, ResultWriter, Run, itl_counts, read_result
+from pars.cli.main import commands
+from pars.prove.report.latency import figures
+from pars.prove.report.pictures import _styles, pictures
+from pars.prove.report.report import Table, number, write_report
+from pars.prove.report.times import (
+    QueueSample,
+    RequestTimes,
+    ResultWriter,
+    Run,
+    itl_counts,
+    read_result,
+)
 
 POLICIES = {"fcfs": 10.0, "ranker@30": 4.0, "oracle": 2.0}
 

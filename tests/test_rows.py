@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import pars.learn.rows
+import pars.learn.data.rows
 from pars.errors import DataError
-from pars.learn.rows import is_wanted, read_rows
+from pars.learn.data.rows import is_wanted, read_rows
 
 ROWS = [{"prompt": 'say "東京"', "n": 1}, {"prompt": "a\nb\\", "n": None}, {"prompt": "", "n": 2.5}]
 
@@ -63,7 +63,7 @@ def test_chunks_may_end_anywhere(tmp_path_factory, rows, chunk_bytes, indent):
     path = tmp_path_factory.mktemp("chunks") / "rows.json"
     path.write_text(json.dumps(rows, ensure_ascii=bool(len(rows) % 2), indent=indent), "utf-8")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pars.learn.rows, "_CHUNK_BYTES", chunk_bytes)
+        patch.setattr(pars.learn.data.rows, "_CHUNK_BYTES", chunk_bytes)
 
         assert list(read_rows(path)) == rows
 

@@ -8,7 +8,7 @@ import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pars.server import create_app
+from pars.score_service.server import create_app
 
 from serving import LengthScorer, serve_in_thread
 

@@ -1,4 +1,4 @@
-"""pars.server over HTTP: the wire format, odd input, limits, and clients that leave."""
+"""The score service over HTTP: the wire format, odd input, limits, and clients that leave."""
 
 import http.client
 import json
@@ -23,8 +23,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pars.errors import MissingExtra, ParsError, RankerError
-from pars.score_endpoint import Limits
-from pars.server import create_app, scorer_from
+from pars.score_service.endpoint import Limits
+from pars.score_service.server import create_app, scorer_from
 
 from serving import GatedScorer, LengthScorer, eventually, serve_in_thread
 
@@ -455,7 +455,7 @@ def test_no_body_is_a_server_error(fuzzed: TestClient, path: str, body: bytes | 
 def test_service_never_imports_torch():
     """Importing the server and building an app loads neither torch nor transformers."""
     code = (
-        "import sys, numpy; from pars.server import create_app\n"
+        "import sys, numpy; from pars.score_service.server import create_app\n"
         "class Zeros:\n    def score(self, prompts): return numpy.zeros(len(prompts))\n"
         "create_app(Zeros())\n"
         "print([name for name in ('torch', 'transformers', 'onnx') if name in sys.modules])"
@@ -483,8 +483,8 @@ def test_wrong_environment_is_one_clear_line(environment: dict[str, str], proble
 def lite_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small ranker folder with weights that nobody trained."""
     pytest.importorskip("torch")
-    from pars.learn.export import export_ranker
-    from pars.learn.models import LiteModel
+    from pars.learn.training.export import export_ranker
+    from pars.learn.training.models import LiteModel
 
     model = LiteModel.untrained(["one two three", "two three four"], max_length=16)
     folder = tmp_path_factory.mktemp("rankers") / "lite"
@@ -560,7 +560,7 @@ def test_serve_without_its_ranker_is_one_line():
 
 def test_port_in_use_is_one_line():
     """A port that is taken is named in a ParsError."""
-    from pars.cli_serve import run_app
+    from pars.cli.serve import run_app
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -570,8 +570,8 @@ def test_port_in_use_is_one_line():
 
 SERVE_GATED = """
 import sys, numpy
-from pars.cli_serve import run_app
-from pars.server import create_app
+from pars.cli.serve import run_app
+from pars.score_service.server import create_app
 
 class WaitsForALine:
     def score(self, prompts):

@@ -14,17 +14,17 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pars.cli import commands
+from pars.cli.main import commands
 from pars.errors import ParsError
-from pars.prove.fast_engine import FastEngine
-from pars.prove.fit import fit_step_time
-from pars.prove.policies import Policy
-from pars.prove.simulate import simulate
-from pars.prove.step_time import EnginePreset, StepTime
-from pars.prove.stepping import EngineLimits
-from pars.prove.sweep import SweepPlan, capacity_rps, run_sweep
-from pars.prove.times import read_result
-from pars.prove.workload import WorkloadRequest, write_workload
+from pars.prove.engine.fast_engine import FastEngine
+from pars.prove.engine.fit import fit_step_time
+from pars.prove.engine.simulate import simulate
+from pars.prove.engine.step_time import EnginePreset, StepTime
+from pars.prove.engine.stepping import EngineLimits
+from pars.prove.report.sweep import SweepPlan, capacity_rps, run_sweep
+from pars.prove.report.times import read_result
+from pars.prove.workload.policies import Policy
+from pars.prove.workload.workload import WorkloadRequest, write_workload
 
 ENGINE_PYTHON = Path(__file__).parent.parent / ".engine/bin/python"
 SECONDS = StepTime(base_s=1.0, prefill_token_s=0.1, decode_seq_s=0.5, kv_token_s=0.01)

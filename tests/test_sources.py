@@ -3,7 +3,7 @@
 import pytest
 
 from pars.errors import DataError
-from pars.learn.sources import SOURCES, Exchange, records_source
+from pars.learn.data.sources import SOURCES, Exchange, records_source
 
 
 def exchanges(source, row):

@@ -12,10 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from pars.conversation import with_note
 from pars.errors import DataError, ParsError, RankerError
-from pars.learn.train import logistic_loss, margin_loss, train
-from pars.learn.train_config import (
+from pars.learn.training.config import (
     LITE_DEFAULTS,
     PRESETS,
     TrainConfig,
@@ -23,7 +21,9 @@ from pars.learn.train_config import (
     with_epochs,
     with_preset,
 )
-from pars.ranker import Ranker
+from pars.learn.training.train import logistic_loss, margin_loss, train
+from pars.ranking.ranker import Ranker
+from pars.request.conversation import with_note
 
 from rankers import rows, tiny_encoder, write_data, write_pairs
 
@@ -388,8 +388,8 @@ def test_a_prompt_longer_than_the_model_reads_is_not_asked_for(data, bert, tmp_p
 
 def test_exported_scores_are_torch_scores(data, bert, tmp_path):
     """A checkpoint scores the same from .pt and from the folder `pars export` makes, to 1e-4."""
-    from pars.learn.checkpoint import CheckpointRanker
-    from pars.learn.export import export_checkpoint
+    from pars.learn.training.checkpoint import CheckpointRanker
+    from pars.learn.training.export import export_checkpoint
 
     train(encoder_config(data_files(data), bert, tmp_path / "run"))
     checkpoint = tmp_path / "run/best_model.pt"
@@ -407,7 +407,7 @@ def test_exported_scores_are_torch_scores(data, bert, tmp_path):
 
 def test_exporting_into_a_folder_with_other_things_is_refused(data, bert, tmp_path):
     """The training's own folder holds checkpoints: an export there would cost them."""
-    from pars.learn.export import export_checkpoint
+    from pars.learn.training.export import export_checkpoint
 
     train(encoder_config(data_files(data), bert, tmp_path, num_epochs=1))
     before = sorted(file.name for file in tmp_path.iterdir())
@@ -451,7 +451,7 @@ def test_lite_weights_are_not_put_on_other_words(data, tmp_path):
 
 def test_a_failed_export_leaves_the_old_folder(data, bert, tmp_path):
     """A checkpoint of another model does not cost the ranker that stood there."""
-    from pars.learn.export import export_checkpoint
+    from pars.learn.training.export import export_checkpoint
 
     train(lite_config(data, tmp_path))
     before = (tmp_path / "ranker/model.onnx").read_bytes()

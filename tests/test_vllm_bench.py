@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from pars.prove.bench import run_bench
-from pars.prove.bench_plan import BenchOptions
-from pars.prove.fake_engine import FakeEngine
-from pars.prove.report import write_report
-from pars.prove.step_time import EnginePreset
-from pars.prove.times import Result, read_result
-from pars.prove.workload import WorkloadRequest, write_workload
+from pars.prove.engine.step_time import EnginePreset
+from pars.prove.fake_engine.server import FakeEngine
+from pars.prove.live.bench import run_bench
+from pars.prove.live.bench_plan import BenchOptions
+from pars.prove.report.report import write_report
+from pars.prove.report.times import Result, read_result
+from pars.prove.workload.workload import WorkloadRequest, write_workload
 
 from engine import Engines
 from serving import serve_in_thread

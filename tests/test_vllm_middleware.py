@@ -26,7 +26,7 @@ from doors import (
     text_of,
     word_ranker,
 )
-from pars.outcomes import Outcome, read_outcomes
+from pars.outcomes.records import Outcome, read_outcomes
 
 from engine import MODEL, Engines, wait_until
 
@@ -314,5 +314,5 @@ def test_a_client_that_left_has_a_lower_bound(shortest_first: Door, outcomes: Pa
 def test_vllm_finds_the_plugin_and_loads_it(shortest_first: Door):
     """Its log names it, and would name a failure."""
     log = shortest_first.engine.log.read_text(errors="replace")
-    assert "pars -> pars.vllm_stat_logger:StatLogger" in log
+    assert "pars -> pars.outcomes.vllm_stat_logger:StatLogger" in log
     assert "Failed to load plugin" not in log

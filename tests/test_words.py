@@ -6,7 +6,7 @@ import math
 import pytest
 
 from pars.errors import RankerError
-from pars.words import (
+from pars.request.words import (
     GAP,
     LOG_CHARS,
     MARKS,

@@ -8,11 +8,11 @@ from statistics import mean, stdev
 import pytest
 from click.testing import CliRunner
 
-from pars.cli import commands
+from pars.cli.main import commands
 from pars.errors import DataError, ParsError
-from pars.prove.arrivals import gamma, mean_rate, poisson, read_trace, scaled
-from pars.prove.make_workload import WorkloadPlan, make_workload
-from pars.prove.workload import WorkloadRequest, read_workload, write_workload
+from pars.prove.workload.arrivals import gamma, mean_rate, poisson, read_trace, scaled
+from pars.prove.workload.make_workload import WorkloadPlan, make_workload
+from pars.prove.workload.workload import WorkloadRequest, read_workload, write_workload
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """`python -m pars` is `pars`."""
 
-from pars.cli import main
+from pars.cli.main import main
 
 if __name__ == "__main__":
     main()

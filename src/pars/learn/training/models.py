@@ -1,0 +1,283 @@
+"""The two rankers in torch: networks from token ids to one score a prompt, and their tokenizers."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pars.errors import ParsError, RankerError
+from pars.learn.data.hub import ask_hub_for
+from pars.learn.data.rows import first_line
+from pars.learn.training.word_vectors import word_vectors
+from pars.ranking.ranker import pad, tokenizable
+from pars.request.words import NUM_FEATURES, WordTokenizer
+
+PAIR_FACTORS = (1_000_003, 7_919)  # two primes that spread a pair of ids over the buckets
+
+
+class EncoderRanker(nn.Module):  # type: ignore[misc]  # torch is not checked against
+    """
+    A Hugging Face encoder and one linear layer: PARS's predictor (arXiv 2510.03243, section 3).
+
+    Its state dict has PARS's names: encoder.*, fc.weight, fc.bias.
+    """
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.fc = nn.Linear(encoder.config.hidden_size, 1)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Scores [num_prompts] from ids and mask [num_prompts, num_tokens]."""
+        output = self.encoder(input_ids=input_ids, attention_mask=attention_mask)
+        pooled = getattr(output, "pooler_output", None)
+        hidden = output.last_hidden_state[:, 0] if pooled is None else pooled
+        return self.fc(hidden).squeeze(-1)
+
+
+class LiteRanker(nn.Module):  # type: ignore[misc]
+    """
+    A wide part, one weight a word and a hashed word pair, and a deep part, windows of words.
+
+    Wide and deep (arXiv 1606.07792): the wide part remembers what single words and pairs say, as
+    TF-IDF with ridge regression does; the deep part is Kim's convolutional sentence classifier
+    (arXiv 1408.5882) with mean pooling beside the maximum and surface features. These also
+    have a weight each of their own, since the head is slow to learn a plain "the more, the longer".
+    `num_ids`, `num_features` and the padding id 0 are `pars.request.words`'.
+    """
+
+    def __init__(
+        self,
+        num_ids: int,
+        *,
+        num_features: int = NUM_FEATURES,
+        width: int = 64,
+        windows: tuple[int, ...] = (3, 5),
+        num_pair_buckets: int = 1 << 17,
+        dropout: float = 0.2,
+    ) -> None:
+        super().__init__()
+        self.num_pair_buckets, self.num_features = num_pair_buckets, num_features
+        self.word_weight = nn.Embedding(num_ids, 1)
+        self.pair_weight = nn.Embedding(num_pair_buckets, 1)
+        nn.init.zeros_(self.word_weight.weight)
+        nn.init.zeros_(self.pair_weight.weight)
+        self.embedding = nn.Embedding(num_ids, width, padding_idx=0)
+        with torch.no_grad():
+            self.embedding.weight.normal_(std=0.1)[0] = 0.0  # the padding, which stays zero
+        self.convolutions = nn.ModuleList(
+            nn.Conv1d(width, width, window, padding=window // 2) for window in windows
+        )
+        self.dropout = nn.Dropout(dropout)
+        self.direct = nn.Linear(num_features, 1, bias=False)
+        nn.init.zeros_(self.direct.weight)
+        num_pooled = width * (1 + 2 * len(windows))
+        self.head = nn.Sequential(
+            nn.Dropout(dropout),
+            nn.Linear(num_pooled + num_features, width),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(width, 1),
+        )
+
+    def forward(self, input_ids: Tensor, features: Tensor) -> Tensor:
+        """Scores [num_prompts] from ids [num_prompts, num_words] and their surface features."""
+        is_word = (input_ids > 0).unsqueeze(1).to(features.dtype)
+        num_words = is_word.sum(dim=2).clamp(min=1)
+        words = self.dropout(self.embedding(input_ids).to(features.dtype)).transpose(1, 2) * is_word
+        pooled = [words.sum(dim=2) / num_words]
+        for convolution in self.convolutions:
+            # ReLU leaves nothing below zero, so the padding's zeros never win the maximum.
+            windows = torch.relu(convolution(words)) * is_word
+            pooled += [windows.sum(dim=2) / num_words, windows.amax(dim=2)]
+        deep = self.head(torch.cat([*pooled, features], dim=1)) + self.direct(features)
+        return (
+            deep.squeeze(-1)
+            + self._wide(input_ids, is_word.squeeze(1)) / num_words.squeeze(1).sqrt()
+        )
+
+    def _wide(self, input_ids: Tensor, is_word: Tensor) -> Tensor:
+        """The summed weights of the words, and of the pairs of neighbours: [num_prompts]."""
+        pairs = (input_ids[:, :-1] * PAIR_FACTORS[0] + input_ids[:, 1:] * PAIR_FACTORS[1]) % (
+            self.num_pair_buckets
+        )
+        words = (self.word_weight(input_ids).squeeze(-1) * is_word).sum(dim=1)
+        # A pair is there where its second word is; the product also silences the padding's pairs.
+        return words + (self.pair_weight(pairs).squeeze(-1) * is_word[:, 1:]).sum(dim=1)
+
+    def round_tables(self) -> None:
+        """Round the three tables to half precision, as they are stored, so that copies agree."""
+        with torch.no_grad():
+            for table in (self.embedding, self.word_weight, self.pair_weight):
+                table.weight.copy_(table.weight.half().float())
+
+
+class PromptModel(Protocol):
+    """A network with its tokenizer: what training, export and scoring with torch need of either."""
+
+    kind: str
+    network: nn.Module
+    max_length: int
+
+    def encode(self, prompts: Sequence[str]) -> list[Any]:
+        """Each prompt as the network's numbers, not yet padded."""
+        ...
+
+    def num_tokens(self, encoded: Any) -> int:
+        """How long one encoded prompt is."""
+        ...
+
+    def collate(self, encoded: Sequence[Any], device: torch.device) -> dict[str, Tensor]:
+        """The network's arguments for some encoded prompts, padded to the longest of them."""
+        ...
+
+    def tokenizer_json(self) -> str:
+        """The tokenizer file of a ranker folder."""
+        ...
+
+
+class EncoderModel:
+    """An `EncoderRanker` and its Hugging Face tokenizer."""
+
+    kind = "encoder"
+
+    def __init__(self, network: EncoderRanker, tokenizer: Any, max_length: int) -> None:
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(max_length)
+        self.network, self.max_length = network, max_length
+        self._tokenizer = tokenizer
+
+    def encode(self, prompts: Sequence[str]) -> list[Any]:
+        batch = self._tokenizer.encode_batch_fast(tokenizable(prompts, self.max_length))
+        return [encoding.ids for encoding in batch]
+
+    def num_tokens(self, encoded: Any) -> int:
+        return len(encoded)
+
+    def collate(self, encoded: Sequence[Any], device: torch.device) -> dict[str, Tensor]:
+        lengths = torch.tensor([len(ids) for ids in encoded])
+        mask = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
+        return {
+            "input_ids": torch.from_numpy(pad(encoded)).to(device),
+            "attention_mask": mask.to(device),
+        }
+
+    def tokenizer_json(self) -> str:
+        return str(self._tokenizer.to_str())
+
+
+class LiteModel:
+    """A `LiteRanker` and its word tokenizer."""
+
+    kind = "lite"
+
+    def __init__(self, network: LiteRanker, tokenizer: WordTokenizer) -> None:
+        self.network, self.max_length = network, tokenizer.max_length
+        self.tokenizer = tokenizer
+
+    @classmethod
+    def untrained(cls, prompts: Iterable[str], max_length: int) -> "LiteModel":
+        """A new network over the words of `prompts`."""
+        tokenizer = WordTokenizer.learn(
+            prompts,
+            max_words=24_000,
+            min_count=2,
+            num_hash_buckets=1_000,
+            max_length=max_length,
+            num_last=max_length // 4,
+        )
+        return cls.over(tokenizer)
+
+    @classmethod
+    def over(cls, tokenizer: WordTokenizer) -> "LiteModel":
+        """A new network over a tokenizer's words, whose vectors start where English has them."""
+        network = LiteRanker(tokenizer.num_ids, num_features=tokenizer.num_features)
+        start = word_vectors()
+        places = {word: place for place, word in enumerate(start.words)}
+        known = [word for word in tokenizer.vocabulary if word in places]
+        vectors = start.vectors[[places[word] for word in known]]
+        with torch.no_grad():
+            ids = torch.tensor([tokenizer.id_of(word) for word in known], dtype=torch.long)
+            network.embedding.weight[ids] = torch.from_numpy(vectors)
+        return cls(network, tokenizer)
+
+    def encode(self, prompts: Sequence[str]) -> list[Any]:
+        encode, features = self.tokenizer.encode, self.tokenizer.features
+        return [(encode(prompt), features(prompt)) for prompt in prompts]
+
+    def num_tokens(self, encoded: Any) -> int:
+        return len(encoded[0])
+
+    def collate(self, encoded: Sequence[Any], device: torch.device) -> dict[str, Tensor]:
+        ids, features = zip(*encoded, strict=True)
+        return {
+            "input_ids": torch.from_numpy(pad(ids)).to(device),
+            "features": torch.tensor(features, dtype=torch.float32, device=device),
+        }
+
+    def tokenizer_json(self) -> str:
+        return self.tokenizer.to_json()
+
+
+def load_encoder(model_name: str, max_length: int) -> EncoderModel:
+    """
+    A Hugging Face encoder under a new scalar head, from a folder or the Hub.
+
+    Raises:
+        DataError: the Hub has no such model, or cannot be reached.
+        RankerError: the model cannot be loaded, has no fast tokenizer, or reads fewer than
+            `max_length` tokens.
+    """
+    from huggingface_hub import constants, try_to_load_from_cache
+    from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        is_here = Path(model_name).is_dir() or try_to_load_from_cache(model_name, "config.json")
+        if not is_here and not constants.HF_HUB_OFFLINE:
+            ask_hub_for("model", model_name, None, "give --model-name a local model folder")
+        # Half precision, as some are stored, is for running; training needs float32.
+        encoder = AutoModel.from_pretrained(model_name).float()
+        tokenizer = AutoTokenizer.from_pretrained(model_name)
+    except ParsError:
+        raise
+    except Exception as error:  # its loaders raise whatever their file formats raise
+        raise RankerError(
+            f"--model-name {model_name}: neither a local model folder nor a Hub model that can be "
+            f"loaded: {first_line(error)}"
+        ) from error
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        raise RankerError(f"--model-name {model_name}: has no fast tokenizer (tokenizer.json)")
+    num_positions = getattr(encoder.config, "max_position_embeddings", None) or max_length
+    if max_length > num_positions:
+        raise RankerError(
+            f"--max-length {max_length}: {model_name} reads at most {num_positions} tokens"
+        )
+    return EncoderModel(EncoderRanker(encoder), tokenizer.backend_tokenizer, max_length)
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """
+    Load a plain state dict (`best_model.pt`, PARS's or ours), never pickled code.
+
+    Raises:
+        RankerError: the file is missing, damaged, holds more than tensors, or fits another model.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        # PARS trained under older transformers keeps a buffer that newer ones make anew.
+        state.pop("encoder.embeddings.position_ids", None)
+        model.load_state_dict(state)
+    except FileNotFoundError:
+        raise RankerError(f"{path}: no such checkpoint") from None
+    except (
+        Exception
+    ) as error:  # damaged zip, pickled code, other names: all mean "not this model's"
+        reason = str(error).strip().splitlines()
+        raise RankerError(
+            f"{path}: not a state dict of this model: {' '.join(reason[:2])}"
+        ) from error

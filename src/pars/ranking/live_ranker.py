@@ -1,0 +1,167 @@
+"""
+A ranker that can be replaced on disk while it serves, giving expected answer tokens.
+
+Score, calibration and fingerprint come from one ranker: all are taken from the same snapshot, in
+the worker thread, so a request is never scored by one ranker and calibrated by another.
+"""
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b, file_digest
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pars.errors import RankerError
+from pars.ranking.ranker import Ranker
+from pars.scheduling.priority import Calibration
+
+log = logging.getLogger("vllm.pars" if "vllm" in sys.modules else "pars")  # vLLM shows its own
+
+Signature = tuple[tuple[str, int, int], ...]
+
+
+class LoadedRanker(Protocol):
+    """What `Ranker.load` gives, as far as it is used here."""
+
+    @property
+    def info(self) -> Any: ...
+
+    def score(self, prompts: Sequence[str], /) -> NDArray[np.float32]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Expectation:
+    """
+    What a ranker expects of a prompt's answer.
+
+    Attributes:
+        score: The ranker's own.
+        tokens: What that is in tokens, by the ranker's calibration.
+        ranker: Which ranker: the fingerprint of its folder.
+    """
+
+    score: float
+    tokens: float
+    ranker: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Snapshot:
+    ranker: LoadedRanker | None
+    calibration: Calibration
+    fingerprint: str
+
+
+class LiveRanker:
+    """
+    Expected answer tokens from the newest whole ranker in `folder`.
+
+    Thread-safe. A folder that is missing or damaged leaves the ranker before it in place; with none
+    before it, `expect` raises and the calibration is the assumed one.
+    """
+
+    def __init__(self, folder: Path, *, load: Callable[[Path], LoadedRanker] = Ranker.load) -> None:
+        self.folder = folder
+        self._load = load
+        self._signature: Signature | None = None
+        self._snapshot = _Snapshot(None, Calibration(), "")
+        self.num_batches = 0  # scored so far; shows that the scorer is alive
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether any ranker has been loaded."""
+        return self._snapshot.ranker is not None
+
+    @property
+    def calibration(self) -> Calibration:
+        """The calibration of the ranker in use."""
+        return self._snapshot.calibration
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the ranker in use: 12 hexadecimal digits, which change with any byte of its folder."""
+        return self._snapshot.fingerprint
+
+    def expect(self, prompts: Sequence[str]) -> list[Expectation]:
+        """
+        What the ranker in use expects of each prompt. Blocks.
+
+        Raises:
+            RankerError: no ranker has been loaded yet, or it gave a score that is not finite.
+        """
+        snapshot = self._snapshot
+        if snapshot.ranker is None:
+            raise RankerError(f"{self.folder}: no ranker is loaded")
+        scores = np.asarray(snapshot.ranker.score(prompts))
+        if scores.shape != (len(prompts),) or not np.isfinite(scores).all():
+            raise RankerError(f"{self.folder}: the ranker did not give one finite score a prompt")
+        self.num_batches += 1
+        tokens_at = snapshot.calibration.expected_tokens
+        return [
+            Expectation(score, tokens_at(score), snapshot.fingerprint) for score in scores.tolist()
+        ]
+
+    def refresh(self) -> bool:
+        """
+        Load the folder if it changed since the last look; whether it did. Blocks.
+
+        Raises:
+            RankerError: it changed and cannot be loaded; not tried again until it changes again.
+        """
+        # Where it is a link (`pars learn` makes it one), that may move on meanwhile: it is followed
+        # once, so that all is read from one ranker.
+        folder = Path(os.path.realpath(self.folder))
+        signature = _look(folder)
+        if signature == self._signature:
+            return False
+        self._signature = signature
+        ranker = self._load(folder)
+        calibration = Calibration.of(ranker.info)
+        self._snapshot = _Snapshot(ranker, calibration, fingerprint_of(folder))
+        return True
+
+
+def _look(folder: Path) -> Signature:
+    try:
+        files = [(str(file), file.stat()) for file in folder.iterdir()]
+    except OSError:
+        return ()
+    return tuple(sorted((name, stat.st_mtime_ns, stat.st_size) for name, stat in files))
+
+
+def fingerprint_of(folder: Path) -> str:
+    """
+    Twelve hexadecimal digits that stand for the names and bytes of a folder's files.
+
+    Raises:
+        RankerError: a file cannot be read.
+    """
+    digest = blake2b(digest_size=6)
+    try:
+        for path in sorted(path for path in folder.iterdir() if path.is_file()):
+            with path.open("rb") as file:
+                content = file_digest(file, blake2b)
+            digest.update(path.name.encode("utf-8", "surrogateescape") + b"\0" + content.digest())
+    except OSError as error:
+        raise RankerError(f"{folder}: cannot be read: {error.strerror or error}") from error
+    return digest.hexdigest()
+
+
+async def keep_fresh(ranker: LiveRanker, every_s: float, on_result: Callable[[str], None]) -> None:
+    """Look at the folder every so often (0: never); `on_result` hears "loaded" or "failed"."""
+    while every_s:
+        await asyncio.sleep(every_s)
+        try:
+            if await asyncio.to_thread(ranker.refresh):
+                log.info("loaded the ranker in %s", ranker.folder)
+                on_result("loaded")
+        except Exception as error:  # a reload must never end the loop that would repair it
+            log.error("the ranker stays as it is: %s", error)
+            on_result("failed")

@@ -1,0 +1,52 @@
+"""Puts a request's priority where the engine looks for it: in a header or in the body."""
+
+from contextlib import suppress
+
+from pars.request.body import TOO_MUCH, HeldBody, Message, Receive, Scope
+from pars.scheduling.body_priority import PriorityAppender, with_priority
+from pars.scheduling.engines import PRIORITY_HEADER, Engine
+
+
+def stamped(
+    engine: Engine, scope: Scope, body: HeldBody, priority: int, receive: Receive
+) -> tuple[Scope, Receive]:
+    """The request with its priority where the engine looks for it."""
+    if engine.wants_header(scope["path"]):
+        headers = [*scope["headers"], (PRIORITY_HEADER, b"%d" % priority)]
+        return {**scope, "headers": headers}, body.replay(receive)
+    if body.is_object:
+        with suppress(ValueError, RecursionError):
+            added = body.replace(with_priority(body.content(), priority))
+            return _lengthened(scope, added), body.replay(receive)
+    if body.outcome in TOO_MUCH:
+        appender = PriorityAppender(priority)
+        receive = _appending(appender, body.replay(receive))
+        return _lengthened(scope, appender.num_added_bytes), receive
+    return scope, body.replay(receive)  # not JSON: the engine will say so
+
+
+def _appending(appender: PriorityAppender, receive: Receive) -> Receive:
+    async def appended() -> Message:
+        message = await receive()
+        if message["type"] != "http.request":
+            return message
+        more = message.get("more_body", False)
+        piece = appender.feed(message.get("body", b""), is_last=not more)
+        return {"type": "http.request", "body": piece, "more_body": more}
+
+    return appended
+
+
+def without(scope: Scope, names: frozenset[bytes]) -> Scope:
+    """The scope without the headers called `names`."""
+    headers = [header for header in scope["headers"] if header[0].lower() not in names]
+    return scope if len(headers) == len(scope["headers"]) else {**scope, "headers": headers}
+
+
+def _lengthened(scope: Scope, num_added_bytes: int) -> Scope:
+    """The scope of a body that grew, where the client stated its length."""
+    headers = [
+        (name, b"%d" % (int(value) + num_added_bytes) if name == b"content-length" else value)
+        for name, value in scope["headers"]
+    ]
+    return {**scope, "headers": headers}

@@ -1,0 +1,338 @@
+"""
+Gives each generation request a priority chosen from its prompt. Pure ASGI; the one place that does.
+
+In vLLM's own process, with its settings from PARS_* variables:
+
+    vllm serve MODEL --scheduling-policy priority --middleware pars.middleware.PriorityMiddleware
+
+The same class stands in front of the proxy in `serving.gateway`. It fails open: whatever goes wrong
+here, the request goes on with a neutral priority and a counter rises.
+"""
+
+import asyncio
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pars.outcomes.metrics import DriftMetrics, OutcomeMetrics, ServeMetrics
+from pars.outcomes.ranker_judge import RankerJudge
+from pars.outcomes.recorder import Decided, Recorder
+from pars.outcomes.records import Outcome
+from pars.outcomes.writer import OutcomeWriter
+from pars.ranking.batching import Batcher, QueueFull
+from pars.ranking.live_ranker import Expectation, LiveRanker, keep_fresh
+from pars.request.body import ASGIApp, ByteBudget, HeldBody, Message, Receive, Scope, Send
+from pars.request.prompts import GenerationRequest, Prompt, Reader, reader_of
+from pars.scheduling.engines import ENGINES, Engine, engine_of_host, scheduling_policy
+from pars.scheduling.priority import cost_tokens
+from pars.scheduling.stamping import stamped, without
+from pars.scheduling.trust import PRIVATE_HEADERS, WISH_HEADERS, Wish
+from pars.serving.settings import Settings
+
+# vLLM shows what its own loggers say, so that is where to speak inside it.
+log = logging.getLogger("vllm.pars" if "vllm" in sys.modules else "pars")
+
+SECONDS_BETWEEN_WARNINGS = 60.0
+NO_TEXT = GenerationRequest((Prompt(None, 0.0),))
+MAX_NAME_CHARS = 256  # of a model's or a request's name, kept until the answer ends
+
+
+@dataclass(slots=True)
+class _Asked:
+    """A request as far as it could be read, and what its priority came from."""
+
+    request: GenerationRequest = NO_TEXT
+    decision: str = "error"
+    model: str | None = None
+    request_id: str | None = None
+    expectations: list[Expectation] | None = None  # of the first texts
+
+    @property
+    def texts(self) -> list[str]:
+        return [prompt.text for prompt in self.request.prompts if prompt.text]
+
+
+class PriorityMiddleware:
+    """
+    An ASGI app around another one; lives as long as its server.
+
+    Attributes:
+        engine: How the engine takes priorities; settled at start-up.
+        byte_budget: Body bytes held by all requests together.
+        max_closing_s: How long a scorer that hangs may hold up the server's shutdown.
+    """
+
+    max_closing_s = 5.0
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: Settings | None = None,
+        *,
+        ranker: LiveRanker | None = None,
+        metrics: ServeMetrics | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.app = app
+        self.settings = settings = settings or Settings.from_env()
+        self.metrics = metrics or ServeMetrics()
+        self.ranker = ranker or LiveRanker(settings.ranker_folder)
+        self.use_engine(engine_of_host() if settings.engine == "auto" else ENGINES[settings.engine])
+        self._trust = settings.trust()
+        self._clock = clock
+        self._batcher = Batcher(
+            self.ranker.expect,
+            max_batch_s=settings.budget_ms / 2000,  # so that `_scored` sees the scorer get on
+            max_queued_prompts=settings.max_queued_prompts,
+        )
+        self._writer: OutcomeWriter | None = None
+        self._judge: RankerJudge | None = None
+        self._recorder: Recorder | None = None
+        self._upkeep: list[asyncio.Task[None]] = []
+        self.byte_budget = ByteBudget(settings.max_buffered_bytes)
+        self._quiet_until_s = 0.0
+        self._first_load()
+        if settings.outcomes or settings.drift:
+            self._follow_requests(OutcomeMetrics(self.metrics.registry))
+
+    def use_engine(self, engine: Engine) -> None:
+        """Set priorities the way `engine` takes them, from the next request on."""
+        self.engine = engine
+        self._policy = self.settings.policy(larger_first=engine.larger_first)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._live(scope, receive, send)
+        elif scope["type"] == "http":
+            await self._http(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not self._upkeep:  # a host that sends no lifespan
+            self._start(scope)
+        reader = reader_of(scope["path"]) if scope["method"] == "POST" else None
+        if reader is None or not self.engine.takes_priority:
+            hidden = WISH_HEADERS if self.engine.takes_priority else PRIVATE_HEADERS
+            await self.app(without(scope, hidden), receive, send)
+            return
+        client = scope.get("client")
+        wish = self._trust.wish(scope["headers"], client[0] if client else None)
+        with HeldBody(self.byte_budget, self.settings.max_body_bytes) as body:
+            await body.take(receive)
+            began_s = time.perf_counter()
+            arrival_s = self._clock()  # once the body is here: a slow sender gains no age by it
+            asked = await self._asked(reader, body, wish)
+            priority = self._priority(asked, wish, arrival_s)
+            self.metrics.decision_seconds.observe(time.perf_counter() - began_s)
+            app = self.app
+            if self._recorder is not None:
+                decided = self._decided(asked, scope["path"], arrival_s, began_s)
+                app = partial(self._recorder.follow, app, decided)
+            del asked  # the prompts: what follows takes as long as the answer
+            scope = without(scope, WISH_HEADERS)
+            scope, receive = stamped(self.engine, scope, body, priority, receive)
+            await app(scope, receive, send)
+
+    async def _asked(self, reader: Reader, body: HeldBody, wish: Wish) -> _Asked:
+        """The request, scored if it can be. Never raises."""
+        asked = _Asked()
+        try:
+            self._read(reader, body, asked)
+            if wish.priority is not None:
+                asked.decision = "trusted"
+            elif asked.decision == "scored":
+                asked.expectations = await self._expectations(asked.texts)
+                if self._judge is not None and not self._judge.is_useful:
+                    asked.decision = "drifted"
+        except TimeoutError:
+            asked.decision = "over_budget"
+        except QueueFull:
+            asked.decision = "queue_full"
+        except Exception as error:  # scoring is a favour: nothing here may cost a request
+            if asked.decision == "scored":
+                asked.decision = "scorer_failed" if self.ranker.is_loaded else "no_ranker"
+            self._warn(error)
+        return asked
+
+    def _priority(self, asked: _Asked, wish: Wish, arrival_s: float) -> int:
+        """The request's priority; counts why it is what it is."""
+        self.metrics.count(asked.decision)
+        if wish.priority is not None and asked.decision == "trusted":
+            return min(max(wish.priority, -(2**63)), 2**63 - 1)
+        calibration = self.ranker.calibration
+        if asked.decision == "drifted":
+            cost = calibration.neutral_tokens  # the same for all: first come, first served
+        else:
+            expected = self._expected_tokens(asked)
+            cost = cost_tokens(asked.request, expected, obey_limits=self.settings.obey_limits)
+        self.metrics.cost_tokens.observe(cost)
+        return self._policy.key(
+            cost, arrival_s, long_tokens=calibration.long_tokens, offset_s=wish.offset_s
+        )
+
+    def _decided(self, asked: _Asked, path: str, arrival_s: float, began_s: float) -> Decided:
+        """What is known of the request by now, without its texts unless they are to be kept."""
+        first = asked.expectations[0] if asked.expectations else None
+        texts, writer = asked.texts, self._writer
+        text = texts[0][: self.settings.max_prompt_chars] if texts and writer else None
+        outcome = Outcome(
+            arrival_s=arrival_s,
+            path=path[-MAX_NAME_CHARS:],
+            decision=asked.decision,
+            model=asked.model,
+            ranker=first.ranker if first else None,
+            score=first.score if first else None,
+            expected_tokens=first.tokens if first else None,
+            max_tokens=asked.request.max_tokens,
+            num_answers=asked.request.num_answers,
+            num_prompts=len(asked.request.prompts),
+            prompt_key=writer.key_of(text) if writer and text else None,
+            prompt=text if self.settings.outcome_prompts else None,
+        )
+        return Decided(outcome=outcome, began_s=began_s, request_id=asked.request_id)
+
+    def _read(self, reader: Reader, body: HeldBody, asked: _Asked) -> None:
+        asked.decision = body.outcome or "undecodable"
+        if body.outcome is not None:
+            return
+        try:
+            parsed = json.loads(body.content())
+        except (ValueError, RecursionError):
+            return
+        if not isinstance(parsed, dict):
+            return
+        body.is_object = True
+        asked.decision = "error"
+        asked.request = reader(parsed)
+        asked.model, asked.request_id = _name(parsed, "model"), _name(parsed, "request_id")
+        asked.decision = "scored" if asked.texts else "no_text"
+
+    async def _expectations(self, texts: list[str]) -> list[Expectation]:
+        """What is expected of the first `max_prompts` texts, within the bounds on time and work."""
+        cut = [
+            text[: self.settings.max_prompt_chars] for text in texts[: self.settings.max_prompts]
+        ]
+        return await self._scored(self._batcher.submit(cut))
+
+    def _expected_tokens(self, asked: _Asked) -> list[float]:
+        """
+        Expected answer tokens of each prompt.
+
+        Texts beyond those that were scored get the mean of those; the others a middle answer.
+        """
+        neutral = self.ranker.calibration.neutral_tokens
+        tokens = [it.tokens for it in asked.expectations or ()]
+        rest = sum(tokens) / len(tokens) if tokens else neutral
+        scored = iter(tokens)
+        return [next(scored, rest) if it.text else neutral for it in asked.request.prompts]
+
+    async def _scored(self, scores: asyncio.Future[list[Expectation]]) -> list[Expectation]:
+        """
+        The scores, waited for while the scorer gets on: not beyond a budget without a batch done.
+
+        A burst that takes the scorer longer than the budget is when the order matters most, and
+        the engine's queue is long then; so a scorer that works is waited for, up to max_wait_ms.
+        """
+        budget_s = self.settings.budget_ms / 1000
+        left_s = max(budget_s, self.settings.max_wait_ms / 1000)
+        num_batches = -1
+        try:
+            while left_s > 0 and self.ranker.num_batches != num_batches:
+                num_batches = self.ranker.num_batches
+                await asyncio.wait((scores,), timeout=min(budget_s, left_s))
+                if scores.done():
+                    return scores.result()
+                left_s -= budget_s
+            raise TimeoutError
+        finally:
+            scores.cancel()  # drops what is still queued; nothing if they are there
+
+    # Start-up, upkeep and shutdown
+
+    async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def last_word(message: Message) -> None:
+            if message["type"].startswith("lifespan.shutdown"):
+                await self._stop()  # before the server hears it and ends the event loop
+            await send(message)
+
+        self._start(scope)
+        try:
+            await self.app(scope, receive, last_word)
+        finally:
+            await self._stop()
+
+    def _first_load(self) -> None:
+        try:
+            self.ranker.refresh()
+        except Exception as error:  # serving goes on; keep_fresh picks the ranker up when it comes
+            log.error("no request is scored until the ranker loads: %s", error)
+            self.metrics.reloads.labels("failed").inc()
+
+    def _follow_requests(self, metrics: OutcomeMetrics) -> None:
+        observers: list[Callable[[Outcome], None]] = []
+        if self.settings.outcomes:
+            self._writer = OutcomeWriter(
+                Path(self.settings.outcomes), self.settings.outcome_limits(), metrics
+            )
+            observers.append(self._writer.put)
+        if self.settings.drift:
+            shown = DriftMetrics(self.metrics.registry)
+            self._judge = RankerJudge(self.ranker, self.settings.drift_settings(), shown)
+            observers.append(self._judge.observe)
+        self._recorder = Recorder(observers, metrics, clock=self._clock)
+
+    def _start(self, scope: Scope) -> None:
+        self._batcher.start()
+        upkeep = [keep_fresh(self.ranker, self.settings.reload_s, self._on_load)]
+        if self._writer is not None:
+            self._writer.start()
+        if self._judge is not None:
+            upkeep.append(self._judge.keep_judging())
+        self._upkeep = [asyncio.create_task(work) for work in upkeep]
+        policy = scheduling_policy(scope.get("app"))
+        if policy is None:
+            return
+        self.metrics.priority_scheduling.set(policy == "priority")
+        if policy == "priority":
+            log.info("vLLM schedules by priority; it is set by %s", self.engine.name)
+        else:
+            log.error(
+                "vLLM runs with --scheduling-policy %s and IGNORES every priority: requests are"
+                " scored for nothing. Restart it with --scheduling-policy priority.",
+                policy,
+            )
+
+    def _on_load(self, result: str) -> None:
+        self.metrics.reloads.labels(result).inc()
+        if result == "loaded" and self._judge is not None:
+            self._judge.start_afresh()
+
+    async def _stop(self) -> None:
+        for task in self._upkeep:
+            task.cancel()
+        self._upkeep = []
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._batcher.close(), self.max_closing_s)
+        if self._recorder is not None:
+            self._recorder.close()
+        if self._writer is not None:
+            await asyncio.to_thread(self._writer.close, self.max_closing_s)
+
+    def _warn(self, error: Exception) -> None:
+        now_s = time.monotonic()
+        if now_s >= self._quiet_until_s:
+            self._quiet_until_s = now_s + SECONDS_BETWEEN_WARNINGS
+            log.warning("requests go on unscored: %s: %s", type(error).__name__, error)
+
+
+def _name(body: dict[str, Any], field: str) -> str | None:
+    value = body.get(field)
+    return value[:MAX_NAME_CHARS] if isinstance(value, str) else None

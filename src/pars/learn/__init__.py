@@ -1,1 +1,5 @@
-"""The learn lane: prompts with answer lengths to pairs, to a trained ranker, to its evaluation."""
+"""From records of prompts and answer lengths to a ranker folder, offline and with torch.
+
+In: files of records. Out: a ranker folder and its evaluation.
+Read `training/train.py` first.
+"""

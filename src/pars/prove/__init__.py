@@ -1,1 +1,5 @@
-"""The prove lane: what a policy is worth, live (`pars bench`) and in virtual time."""
+"""Shows what an order is worth: simulated, on a fake engine, and live.
+
+In: a workload and policies. Out: latencies side by side, as a page, a table and JSON.
+Read `workload/workload.py` first, then `engine/simulate.py`.
+"""

@@ -1,0 +1,5 @@
+"""The name that users type: `--middleware pars.middleware.PriorityMiddleware`."""
+
+from pars.serving.middleware import PriorityMiddleware
+
+__all__ = ["PriorityMiddleware"]

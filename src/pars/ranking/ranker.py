@@ -4,7 +4,7 @@ A trained ranker as a folder, and its scores. Needs ONNX Runtime and tokenizers,
     ranker/
     ├── model.onnx       the graph: token ids (and, for lite, surface features) to one score
     ├── model_int8.onnx  for some encoders, the same with 8-bit matrix products
-    ├── tokenizer.json   of Hugging Face tokenizers (kind "encoder") or of request.words (kind "lite")
+    ├── tokenizer.json   of Hugging Face tokenizers ("encoder") or of request.words ("lite")
     └── ranker.json      `RankerInfo`: what scoring needs, and what the ranker was trained on
 """
 

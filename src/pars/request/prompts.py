@@ -6,7 +6,7 @@ engine itself reads on that path counts, so that a field the engine ignores (`ma
 a chat request, say) cannot buy a better place.
 
 Which text of a conversation is scored: the last user message that has text, behind a note of how
-long the answers before it were (`request.conversation`). Rankers read about 128 tokens from the start,
+long the answers before it were (`conversation.py`). Rankers read about 128 tokens from the start,
 so a whole conversation would show them only its system prompt, which is the same for every request
 of an application and says nothing.
 """

@@ -7,7 +7,7 @@ Policies: who goes first. A policy turns a workload into one integer a request, 
 
 Of several rankers each has a name: `ranker:NAME`. `NAME` alone orders by cost whatever the age (as
 `--max-overtake-s inf`); `NAME@SECONDS` is linear aging with that bound (docs/serving.md).
-Priorities are static, as in the gateway, and come from the same `scheduling.priority`. The ranker's see
+Priorities are static, from the same `scheduling.priority` as in the gateway. The ranker's see
 the prompt and the client's limit, never the true length.
 """
 

@@ -16,7 +16,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results"
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs/results.md", ROOT / "docs/learning.md")
+DOCUMENTS = tuple(
+    ROOT / name for name in ("README.md", "CONTRIBUTING.md", "docs/results.md", "docs/learning.md")
+)
 
 
 def main() -> None:
@@ -46,13 +48,19 @@ def fill(text: str) -> str:
 
 
 def file_map(folder: str) -> str:
-    """One line a file of a package: the first sentence of its docstring."""
+    """One line a file of a package and the packages in it: the first sentence of its docstring."""
+    root = ROOT / "src" / folder
     lines = []
-    for path in sorted((ROOT / "src" / folder).glob("*.py")):
+    for path in sorted(
+        root.rglob("*.py"), key=lambda it: (it.parent, it.name != "__init__.py", it)
+    ):
         docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
         first = docstring.split("\n\n")[0].replace("\n", " ")
-        if not path.name.startswith("__"):
-            lines.append(f"| `{path.name}` | {first} |")
+        name = path.relative_to(root).as_posix()
+        if path.name == "__init__.py" and path.parent != root:
+            lines.append(f"| **`{name.removesuffix('__init__.py')}`** | **{first}** |")
+        elif not path.name.startswith("__"):
+            lines.append(f"| `{name}` | {first} |")
     return "\n".join(["| file | what for |", "|---|---|", *lines])
 
 

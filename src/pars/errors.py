@@ -9,6 +9,8 @@ The exceptions that people see, as one small tree.
 
 from pathlib import Path
 
+INTERRUPTED = 130  # exit code of what Ctrl-C ended, as shells report it: 128 + SIGINT
+
 
 class ParsError(Exception):
     """One clear line for a person: what is wrong, where, and what would be right."""

@@ -11,13 +11,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pars.cli.serve import run_app
-from pars.errors import ParsError
+from pars.errors import INTERRUPTED, ParsError
 from pars.scheduling.engines import ENGINES
 
 if TYPE_CHECKING:
     from pars.prove.live.bench_plan import BenchOptions
-
-INTERRUPTED = 130  # the exit code that shells give Ctrl-C
 
 
 class NumberList(click.ParamType):  # type: ignore[type-arg]  # generic in newer releases only

@@ -18,7 +18,7 @@ from pars.cli.learn import LEARN_COMMANDS
 from pars.cli.own_traffic import OWN_TRAFFIC_COMMANDS
 from pars.cli.serve import SERVE_COMMANDS
 from pars.cli.simulate import SIMULATE_COMMANDS
-from pars.errors import ParsError
+from pars.errors import INTERRUPTED, ParsError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -41,9 +41,18 @@ for command in chain(*LANES):
 
 
 def main() -> None:
-    """Run `pars`; an error made for people is one line on stderr and exit code 2."""
+    """
+    Run `pars`.
+
+    An error made for people is one line on stderr and exit code 2; Ctrl-C at any moment is 130.
+    """
     try:
-        commands.main(standalone_mode=True)
+        sys.exit(commands.main(standalone_mode=False))
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:
+        sys.exit(INTERRUPTED)
     except ParsError as error:
         print(f"pars: error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from pars.cli.learn import LENGTH_UNITS, conditions
-from pars.errors import ParsError
+from pars.errors import INTERRUPTED, ParsError
 
 if TYPE_CHECKING:
     from pars.prove.engine.step_time import EnginePreset
 
-INTERRUPTED = 130  # the exit code that shells give Ctrl-C
 PATH = click.Path(path_type=Path)
 at_least_one = click.IntRange(min=1)
 _F = TypeVar("_F", bound=Callable[..., Any])

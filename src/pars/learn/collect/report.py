@@ -10,10 +10,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pars.errors import INTERRUPTED
 from pars.learn.collect.reply import Failure, Reply
 
 NUM_EXAMPLES = 3
-INTERRUPTED_EXIT_CODE = 130
 
 
 @dataclass(slots=True)
@@ -73,7 +73,7 @@ class CollectReport:
     def exit_code(self) -> int:
         """0: every answer is there; 1: some are not; 130: interrupted."""
         if self.interrupted:
-            return INTERRUPTED_EXIT_CODE
+            return INTERRUPTED
         return 1 if self.num_missing > 0 or self.stopped else 0
 
     def render(self) -> str:

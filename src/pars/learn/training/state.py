@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from pars.errors import ParsError
+from pars.errors import INTERRUPTED, ParsError
 from pars.files import written_whole
 from pars.learn.training.config import TrainConfig, check_same_training, fingerprint
 from pars.learn.training.models import LiteModel, PromptModel, load_weights
@@ -25,7 +25,7 @@ STATE_FILE, BEST_FILE, LAST_FILE = "training_state.pt", "best_model.pt", "last_m
 class Stopped(ParsError):
     """Ctrl-C or SIGTERM ended the training; its state is on disk."""
 
-    exit_code = 130
+    exit_code = INTERRUPTED
 
 
 @dataclass(slots=True)

@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 VENV := .venv
 PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: help demo test lint format engine bench clean
+.PHONY: help demo test check lint format engine bench clean
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
@@ -16,6 +16,9 @@ demo: $(VENV)/.demo ## prepare, train, evaluate, serve and ask, on real prompts 
 
 test: lint engine $(VENV)/.test ## every test, on real torch and a real vLLM
 	$(VENV)/bin/python -m pytest
+
+check: lint ## the daily loop, under a minute: style, types, what needs neither torch nor vLLM
+	$(VENV)/bin/python -m pytest -q --numprocesses auto -m 'not engine and not torch'
 
 lint: $(VENV)/.test ## style and types
 	$(VENV)/bin/ruff format --check

@@ -320,6 +320,7 @@ def test_a_note_is_for_the_ranker_and_not_for_the_engine(tmp_path):
     assert server.bodies[1]["messages"] == [{"role": "user", "content": "hello"}]
 
 
+@pytest.mark.torch
 def test_a_ranker_beside_a_gateway_sees_what_that_sees(tmp_path):
     """With the gateway among the policies a ranker scores the bare message, else its note too."""
     folder = lite_ranker(tmp_path / "noted", reads_notes=True)

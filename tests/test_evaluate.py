@@ -17,6 +17,8 @@ from pars.ranking.ranker import RankerInfo, boxed_ranker
 
 from rankers import lite_ranker, rows, write_data
 
+pytestmark = pytest.mark.torch
+
 SHARED = Path(os.environ.get("PARS_SHARED", Path(__file__).parents[2] / "shared"))
 
 

@@ -78,6 +78,7 @@ def exact():
     return list(zip(cases, json.loads(ended.stdout), strict=True))
 
 
+@pytest.mark.engine
 def test_every_step_is_vllms(exact):
     """Admissions, tokens, ends, preemptions and loads are the same, step by step."""
     for case, steps in exact:
@@ -86,6 +87,7 @@ def test_every_step_is_vllms(exact):
         assert ours == steps, case["limits"]
 
 
+@pytest.mark.engine
 def test_the_cases_are_hard_enough(exact):
     """They preempt, resume, cut prompts into parts and leave requests waiting."""
     steps = [step for _, run in exact for _, step in run]

@@ -33,6 +33,8 @@ from fake_engine import FakeEngine
 from rankers import TOPICS, lite_ranker
 from serving import DEADLINE_S, eventually, serve_in_thread
 
+pytestmark = pytest.mark.torch
+
 ONE = {"path": "/v1/completions", "decision": "scored", "status": 200, "is_exact": True}
 
 

@@ -13,6 +13,8 @@ from pars.ranking.ranker import INT8_FILE, Ranker, RankerInfo, boxed_ranker, tok
 
 from rankers import lite_ranker, tiny_encoder
 
+pytestmark = pytest.mark.torch
+
 ODD_PROMPTS = ["", " ", "\ud800", "\x00", "😀" * 5, "a" * 1_000_000, "word " * 200_000]
 
 

@@ -492,6 +492,7 @@ def lite_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize(
     ("environment", "problem"),
     [
@@ -507,6 +508,7 @@ def test_environment_that_disagrees_with_the_ranker_is_refused(
         scorer_from({"PREDICTOR_MODEL_PATH": str(lite_folder), **environment})
 
 
+@pytest.mark.torch
 def test_environment_names_the_ranker(lite_folder: Path, monkeypatch: pytest.MonkeyPatch):
     """The app factory without arguments serves the folder in PREDICTOR_MODEL_PATH."""
     monkeypatch.setenv("PREDICTOR_MODEL_PATH", str(lite_folder))
@@ -520,6 +522,7 @@ def test_environment_names_the_ranker(lite_folder: Path, monkeypatch: pytest.Mon
     assert len(odd.json()["scores"]) == 4
 
 
+@pytest.mark.torch
 def test_serve_says_where_it_listens(lite_folder: Path):
     """`pars serve` prints its ranker and address in one line, and answers there."""
     command = [sys.executable, "-um", "pars", "serve", "--ranker", str(lite_folder), "--port", "0"]

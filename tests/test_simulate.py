@@ -346,6 +346,7 @@ def test_the_vllm_stepper_says_how_to_get_vllm(workload, tmp_path):
         pytest.skip("vLLM is installed here")
 
 
+@pytest.mark.engine
 def test_both_steppers_give_the_same_result(workload, tmp_path):
     """Through the command line, vLLM's in its own environment."""
     if not ENGINE_PYTHON.exists():

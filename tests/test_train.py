@@ -27,6 +27,8 @@ from pars.request.conversation import with_note
 
 from rankers import rows, tiny_encoder, write_data, write_pairs
 
+pytestmark = pytest.mark.torch
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):

@@ -101,7 +101,7 @@ def test_every_benchmark_named_on_a_page_exists():
         for told in re.findall(r"benchmarks/all\.sh ([\w ]+)[`:)]", text)
         for name in told.split()
     }
-    scripts = re.findall(r"(?:benchmarks|experiments|demo|engine|docs)/\w+\.(?:py|sh)\b", text)
+    scripts = re.findall(r"(?<!/)\b(?:benchmarks|experiments|demo|docs)/\w+\.(?:py|sh)\b", text)
 
     assert {"vllm_latency"} <= named <= known | {"NAME"}
     assert [script for script in scripts if not (ROOT / script).is_file()] == []

@@ -17,7 +17,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results"
 DOCUMENTS = tuple(
-    ROOT / name for name in ("README.md", "CONTRIBUTING.md", "docs/results.md", "docs/learning.md")
+    ROOT / name
+    for name in ("README.md", "CONTRIBUTING.md", "docs/learning.md", "benchmarks/results/README.md")
 )
 
 

@@ -7,7 +7,7 @@ Runs experiments by name and keeps every result, good or bad, in one file.
 FOLDER holds the record files that `data.SOURCES` names; they are not part of the project. Each line
 of experiments/results.jsonl is one training: its spec, Kendall tau-b over all pairs of held-out
 prompts with a 95% interval (bootstrap by prompt), pairwise accuracy over pairs at least 0.2 apart,
-and CPU time. `docs/generate.py` makes the tables of docs/results.md from it.
+and CPU time. `docs/generate.py` makes the tables of benchmarks/results/README.md from it.
 """
 
 import argparse

@@ -13,7 +13,7 @@ import pytest
 from pars.cli.main import commands
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/**/*.md")])
 COMMAND = re.compile(r"(?:^|[\s;&|])pars ((?!-)[a-z][a-z-]*)(\s[^`]*)?$")
 
 

@@ -90,7 +90,7 @@ def _check(is_right: bool, name: str, wanted: str, value: object) -> None:
         raise ParsError(f"{option} must be {wanted}, not {value}")
 
 
-# Where each default comes from is said in docs/results.md, "What to train, and how".
+# Where each default comes from is said in benchmarks/results, "What to train, and how".
 LITE_DEFAULTS: dict[str, Any] = {
     "model_name": "lite",
     "max_length": 256,

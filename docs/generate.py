@@ -4,8 +4,8 @@ Fill the generated parts of README.md and docs/; --check says whether they are c
     python docs/generate.py [--check]
 
 A generated part stands between `<!-- NAME ARGUMENT -->` and `<!-- end -->`. The file map comes from
-the first lines of the modules, every number from benchmarks/results/, which `make bench` writes, or
-from a results file of experiments/.
+the first lines of the modules, the settings from their declarations, every number from
+benchmarks/results/, which `make bench` writes, or from a results file of experiments/.
 """
 
 import ast
@@ -18,7 +18,13 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results"
 DOCUMENTS = tuple(
     ROOT / name
-    for name in ("README.md", "CONTRIBUTING.md", "docs/learning.md", "benchmarks/results/README.md")
+    for name in (
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/learning.md",
+        "docs/serving.md",
+        "benchmarks/results/README.md",
+    )
 )
 
 
@@ -63,6 +69,13 @@ def file_map(folder: str) -> str:
         elif not path.name.startswith("__"):
             lines.append(f"| `{name}` | {first} |")
     return "\n".join(["| file | what for |", "|---|---|", *lines])
+
+
+def settings(_: str) -> str:
+    """Every setting of the serve lane, as `pars.serving.settings` declares it."""
+    from pars.serving.settings import settings_table
+
+    return settings_table()
 
 
 def printed(name: str) -> str:
@@ -275,6 +288,7 @@ def _interval(tau_b: dict) -> str:
 
 PARTS = {
     "files": file_map,
+    "settings": settings,
     "printed": printed,
     "latency": latency,
     "tau": tau_table,

@@ -420,7 +420,10 @@ def test_metrics_count_decisions(tmp_path: Path) -> None:
 def test_an_api_key_is_asked_for_if_one_is_set(tmp_path: Path) -> None:
     """Without one of the keys a request gets OpenAI's 401 and is neither scored nor passed on."""
     engine = FakeEngine()
-    with engine.served() as up, gateway_to(up, tmp_path, api_keys=["one", "two"]) as (url, app):
+    with (
+        engine.served() as up,
+        gateway_to(up, tmp_path, settings={"api_keys": "one, two,"}) as (url, app),
+    ):
         body = {"prompt": "x"}
         for headers in ({}, {"authorization": "Bearer three"}, {"authorization": "two"}):
             answer = httpx.post(url + COMPLETIONS, json=body, headers=headers)

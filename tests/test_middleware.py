@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from pars.errors import DataError, ParsError, RankerError
+from pars.errors import DataError, RankerError
 from pars.outcomes.metrics import ServeMetrics
 from pars.ranking.live_ranker import LiveRanker, keep_fresh
 from pars.scheduling.engines import ENGINES, scheduling_policy, vllm_engine
@@ -737,41 +737,6 @@ def test_a_scorer_that_hangs_does_not_hold_up_shutdown(
     bench.middleware.app = app
     asyncio.run(bench.middleware({"type": "lifespan"}, None, None))  # type: ignore[arg-type]
     scorer.gate.set()
-
-
-# Settings
-
-
-def test_settings_come_from_the_environment() -> None:
-    """Each field has its PARS_* variable; what the caller passes wins over it."""
-    environ = {"PARS_MAX_OVERTAKE_S": "inf", "PARS_MAX_PROMPTS": "3", "PARS_OBEY_LIMITS": "0"}
-    made = Settings.from_env(environ, max_prompts=4, engine=None)
-    assert (made.max_overtake_s, made.max_prompts, made.obey_limits) == (math.inf, 4, False)
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "problem"),
-    [
-        ("PARS_BUDGET_MS", "fast", "'fast' is not a number"),
-        ("PARS_MAX_PROMPTS", "1.5", "'1.5' is not a whole number"),
-        ("PARS_OBEY_LIMITS", "maybe", "'maybe' is not 0 or 1"),
-        ("PARS_MAX_OVERTAKE_S", "-1", "max_overtake_s must be from 0"),
-        ("PARS_ENGINE", "llama", "is not one of auto, vllm"),
-        ("PARS_MAX_BODY_BYTES", "0", "must be at least 1"),
-        ("PARS_BUDGET_MS", "inf", "budget_ms: must be"),
-        ("PARS_PRIORITY_BITS", "16", "bits must be 32 or 64"),
-    ],
-)
-def test_a_wrong_setting_is_one_clear_line(name: str, value: str, problem: str) -> None:
-    """A setting that makes no sense stops the start, and the message says what would be right."""
-    with pytest.raises(ParsError, match=problem):
-        Settings.from_env({name: value})
-
-
-def test_wrong_networks_are_refused() -> None:
-    """Trusted proxies must be given in CIDR form."""
-    with pytest.raises(ParsError, match="want CIDR"):
-        Settings(trusted_proxies="10.0.0.0/8, nginx").trust()
 
 
 def test_threads_do_not_pile_up(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ def base_url(tmp_path: Path) -> Iterator[str]:
     """An API base URL of a gateway with the key `sk-test` in front of a fake engine."""
     with (
         FakeEngine(num_slots=8).served() as up,
-        gateway_to(up, tmp_path, api_keys=["sk-test"]) as (url, _),
+        gateway_to(up, tmp_path, settings={"api_keys": "sk-test"}) as (url, _),
     ):
         yield f"{url}/v1"
 

@@ -222,7 +222,7 @@ def test_a_fingerprint_changes_with_any_byte_and_any_name(tmp_path: Path):
     ("name", "value", "message"),
     [
         ("drift_limit", 2.0, "drift_limit: must be from -1 to less than 1, not 2.0"),
-        ("drift_window", 2, "drift_window: must be at least 3, not 2"),
+        ("drift_window", 2, "drift_window: must be 3 or more, not 2"),
         ("outcome_max_bytes", 5, "outcome_max_bytes: must be at least 32768: 5"),
         ("outcome_redact", "re", "outcome_redact: 're' is not package.module:function"),
     ],

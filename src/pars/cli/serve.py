@@ -4,7 +4,7 @@ import errno
 import logging
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -12,10 +12,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pars.errors import ParsError
+from pars.serving.settings import Settings, declared_settings, unknown_variables
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
+log = logging.getLogger("pars")
+
+MOST_OPEN_FILES = 1 << 20  # where there is no hard limit: Linux takes no more by default
+FILES_BESIDE = 64  # the listener, the ranker, logs, outcomes
 SHUTDOWN_S = 30  # for requests in flight, after SIGTERM or Ctrl-C
 at_least_one = click.IntRange(min=1)
 
@@ -82,6 +87,7 @@ def serve(
     environment = {**os.environ, "PREDICTOR_MODEL_PATH": ranker} if ranker else os.environ
     scorer = scorer_from(environment, num_threads=num_threads)
     facts = facts_of(scorer)
+    _open_files()
     run_app(
         create_app(scorer, limits=limits),
         host,
@@ -91,25 +97,31 @@ def serve(
     )
 
 
+def setting_option(name: str) -> Callable[[Any], Any]:
+    """The option of a setting: its own check, help and default, as `serving.settings` declares."""
+    [it] = [it for it in declared_settings() if it.name == name]
+    default = f"[default: {it.variable}, else {it.shown_default or 'none'}]"
+    return click.option(
+        it.option,
+        type=click.Choice(it.choices) if it.choices else type(it.default),
+        metavar=it.metavar,
+        help=f"{it.help[0].upper()}{it.help[1:]}.  {default}".replace("`", ""),
+    )
+
+
 @click.command()
-@click.option("--upstream", required=True, metavar="URL", help="The server to stand in front of.")
 @click.option(
-    "--ranker",
-    metavar="DIR",
-    help="Ranker folder.  [default: PARS_RANKER, else the one in the box]",
+    "--upstream",
+    "upstreams",
+    required=True,
+    multiple=True,
+    metavar="URL",
+    help="The server to stand in front of; a /v1 at its end is understood.",
 )
-@click.option(
-    "--engine",
-    type=click.Choice(["auto", "vllm", "vllm-body", "sglang", "sglang-low-first", "none"]),
-    help="How the upstream takes priorities.  [default: PARS_ENGINE, else auto: it is asked]",
-)
-@click.option(
-    "--max-overtake-s",
-    type=float,
-    metavar="SECONDS",
-    help="A request can be overtaken only by requests that come within this time after it: 0 is"
-    " first come first served, inf shortest first.  [default: PARS_MAX_OVERTAKE_S, else 30]",
-)
+@setting_option("ranker")
+@setting_option("engine")
+@setting_option("max_overtake_s")
+@setting_option("outcomes")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
     "--port",
@@ -140,28 +152,19 @@ def serve(
     help="How long streams may go on after SIGTERM.",
 )
 @click.option(
-    "--outcomes",
-    metavar="DIR",
-    help="Keep what became of each request in this folder; prompts only with PARS_OUTCOME_PROMPTS."
-    "  [default: PARS_OUTCOMES, else nothing is kept]",
-)
-@click.option(
     "--probe",
     is_flag=True,
     help="Do not serve: fill the upstream's slots, see whether it admits by priority, and say so.",
 )
 def gateway(
-    upstream: str,
-    ranker: str | None,
-    engine: str | None,
-    max_overtake_s: float | None,
+    upstreams: tuple[str, ...],
     host: str,
     port: int,
     timeout_s: float,
     max_connections: int,
     drain_s: int,
-    outcomes: str | None,
     probe: bool,
+    **chosen: Any,
 ) -> None:
     """
     Proxy an OpenAI-compatible server and give each request a priority, so that short ones go first.
@@ -169,20 +172,21 @@ def gateway(
     PARS_API_KEYS, separated by commas, are asked of clients. More settings: docs/serving.md.
     """
     from pars.serving.gateway import UVICORN_OPTIONS, Gateway
-    from pars.serving.settings import Settings
     from pars.serving.upstream import Upstream
 
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    upstream = _the_one(upstreams)
     server = Upstream(upstream, timeout_s=timeout_s, max_connections=max_connections)
-    settings = Settings.from_env(
-        ranker=ranker, engine=engine, max_overtake_s=max_overtake_s, outcomes=outcomes
-    )
+    settings = Settings.from_env(**chosen)
+    for line in unknown_variables():
+        log.warning("%s", line)
     if probe:
         from pars.doctor.probe import run_probe
 
         click.echo(run_probe(server, settings))
         return
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    app = Gateway(server, settings, api_keys=_api_keys())
+    _open_files(max_connections)
+    app = Gateway(server, settings)
     if not app.middleware.ranker.is_loaded:
         raise ParsError(f"no ranker can be loaded from {settings.ranker_folder}")
     greeting = f"{upstream} is served at {{url}}, by priority - stop with Ctrl-C"
@@ -190,8 +194,44 @@ def gateway(
     run_app(app, host, port, greeting, options)
 
 
-def _api_keys() -> list[str]:
-    return [key.strip() for key in os.environ.get("PARS_API_KEYS", "").split(",") if key.strip()]
+def _the_one(upstreams: tuple[str, ...]) -> str:
+    if len(upstreams) > 1:
+        raise ParsError(
+            f"--upstream is given {len(upstreams)} times: a gateway stands in front of one server,"
+            " whose queue it orders; start one gateway a replica, with the router before them"
+        )
+    return upstreams[0]
+
+
+def _open_files(max_connections: int = 0) -> None:
+    """
+    Raise the soft limit on open files to the hard one, and say so.
+
+    Args:
+        max_connections: Requests at once, each a connection of the client's and one of the
+            upstream's; where the limit allows fewer, that is said too.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MOST_OPEN_FILES if hard == resource.RLIM_INFINITY else hard
+    if soft != resource.RLIM_INFINITY and soft < most:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        except (OSError, ValueError) as error:
+            log.warning("the limit on open files stays at %d: %s", soft, error)
+            most = soft
+        else:
+            click.echo(f"the limit on open files is raised from {soft} to {most}", err=True)
+    num_needed = 2 * max_connections + FILES_BESIDE
+    if most < num_needed and max_connections:
+        log.warning(
+            "%d files may be open, enough for some %d requests at once: raise the hard limit"
+            " (ulimit -Hn, LimitNOFILE=, --ulimit nofile=) to %d for --max-connections %d",
+            *(most, max(0, most - FILES_BESIDE) // 2, num_needed, max_connections),
+        )
 
 
 def run_app(

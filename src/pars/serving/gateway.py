@@ -14,7 +14,6 @@ import json
 import logging
 import math
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -57,8 +56,7 @@ class Gateway:
     The gateway as an ASGI app.
 
     Args:
-        api_keys: If any, requests need one of them as their Bearer token; the gateway's own two
-            pages do not.
+        settings: With `api_keys`, requests need one of them; the gateway's own two pages do not.
         registry: For /pars/metrics.
     """
 
@@ -67,7 +65,6 @@ class Gateway:
         upstream: Upstream,
         settings: Settings,
         *,
-        api_keys: Sequence[str] = (),
         ranker: LiveRanker | None = None,
         registry: CollectorRegistry | None = None,
         body_timeout_s: float = BODY_TIMEOUT_S,
@@ -80,7 +77,7 @@ class Gateway:
             self.relay, settings, ranker=ranker, metrics=ServeMetrics(self.registry)
         )
         self.engine_is_known = settings.engine != "auto"
-        self._api_keys = [key.encode() for key in api_keys]
+        self._api_keys = [key.encode() for key in settings.client_keys]
         self._body_timeout_s = body_timeout_s
         self._health: tuple[float, int, dict[str, Any]] = (-math.inf, 0, {})
         self._health_lock = asyncio.Lock()

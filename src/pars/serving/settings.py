@@ -1,66 +1,182 @@
 """
-Settings of the serve lane. Inside vLLM, which builds a middleware from its app alone, only the
-environment reaches it; so every setting has a PARS_* variable, named after its field here.
+Settings of the serve lane, each declared once: name, default, check, help, option.
+
+Inside vLLM, which builds a middleware from its app alone, only the environment reaches it; so every
+setting has a variable, PARS_ and its name here. The options of `pars gateway` (`cli.serve`) and the
+table in docs/serving.md are made from these declarations. `pars --help` reads them too: what is
+heavy (numpy, onnxruntime) is imported where it is used.
 """
 
 import math
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from pars.errors import ParsError
-from pars.outcomes.drift import DriftSettings
-from pars.outcomes.writer import OutcomeLimits, load_redact
-from pars.ranking.ranker import boxed_ranker
 from pars.scheduling.engines import ENGINES
 from pars.scheduling.priority import DEFAULT_MAX_OVERTAKE_S, PriorityPolicy
 from pars.scheduling.trust import Trust, read_key_offsets_s, read_proxies
 
+if TYPE_CHECKING:
+    from pars.outcomes.drift import DriftSettings
+    from pars.outcomes.writer import OutcomeLimits
+
 PREFIX = "PARS_"
+BOOLEANS = {"1": True, "true": True, "yes": True, "on": True}
+BOOLEANS |= {"0": False, "false": False, "no": False, "off": False}
+
+# What Kubernetes sets in every container for a service called "pars" or "pars-…".
+KUBERNETES = re.compile(
+    r"PARS_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """
+    One setting, as declared in `Settings`.
+
+    Attributes:
+        name: Its field's.
+        help: What it does; plain Markdown.
+        shown: The default as people write it; empty: the value itself.
+        least: Numbers below it, infinity and "not a number" are refused; None: checked elsewhere.
+        choices: The values there are; empty: any.
+        metavar: Of its option, where that is no choice.
+    """
+
+    name: str = ""
+    default: Any = None
+    help: str
+    shown: str = ""
+    least: float | None = None
+    choices: tuple[Any, ...] = ()
+    metavar: str | None = None
+
+    @property
+    def variable(self) -> str:
+        """Its environment variable."""
+        return PREFIX + self.name.upper()
+
+    @property
+    def option(self) -> str:
+        """Its option on the command line, where it has one."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def shown_default(self) -> str:
+        """The default for people; empty where there is none."""
+        default = int(self.default) if isinstance(self.default, bool) else self.default
+        return self.shown or str(default)
+
+    def problem(self, value: Any) -> str:
+        """What is wrong with `value`, and what would be right; empty: nothing."""
+        if self.least is not None and not self.least <= value < math.inf:
+            return f"must be {self.least:g} or more, not {value}"
+        if not self.choices or value in self.choices:
+            return ""
+        choices = [str(choice) for choice in self.choices]
+        return f"{value!r} is not one of {', '.join(choices)}" + _nearest(str(value), choices)
+
+
+def _setting(default: Any, help: str, *, is_secret: bool = False, **declared: Any) -> Any:
+    it = Setting(default=default, help=help, **declared)
+    return field(default=default, repr=not is_secret, metadata={"setting": it})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What an operator may set; docs/serving.md has the table with reasons."""
+    """What an operator may set."""
 
-    ranker: str = ""  # folder; empty: the ranker in the box
-    engine: str = "auto"
-    max_overtake_s: float = DEFAULT_MAX_OVERTAKE_S
-    priority_bits: int = 64
-    budget_ms: float = 20.0
-    max_wait_ms: float = 500.0
-    obey_limits: bool = True
-    reload_s: float = 10.0
-    max_body_bytes: int = 1 << 20
-    max_buffered_bytes: int = 64 << 20
-    max_prompts: int = 16
-    max_prompt_chars: int = 8192
-    max_queued_prompts: int = 1024
-    trusted_proxies: str = ""
-    trusted_secret: str = ""
-    key_offsets: str = ""  # file
-    outcomes: str = ""  # folder; empty: none are kept
-    outcome_prompts: bool = False
-    outcome_retention_s: float = 7 * 86_400.0
-    outcome_max_bytes: int = 256 << 20
-    outcome_redact: str = ""  # package.module:function
-    drift: bool = True
-    drift_limit: float = 0.0
-    drift_window: int = 1000
+    ranker: str = _setting("", "ranker folder", shown="in the box", metavar="DIR")
+    engine: str = _setting(
+        "auto",
+        "how the engine takes priorities; `auto`: it is asked",
+        choices=("auto", *ENGINES),
+    )
+    max_overtake_s: float = _setting(
+        DEFAULT_MAX_OVERTAKE_S,
+        "T: a request can be overtaken only by requests that come within this time after it. `0` is"
+        " first come, first served, `inf` shortest first",
+        shown="30",
+        metavar="SECONDS",
+    )
+    priority_bits: int = _setting(64, "or 32", choices=(32, 64))
+    budget_ms: float = _setting(
+        20.0,
+        "a ranker that finishes no batch for this long is not waited for: the request goes on"
+        " unscored. 0: no scoring",
+        shown="20",
+        least=0,
+    )
+    max_wait_ms: float = _setting(
+        500.0,
+        "nor is a score waited for longer than this, in a burst. Equal to the budget: a strict"
+        " limit",
+        shown="500",
+        least=0,
+    )
+    obey_limits: bool = _setting(
+        True,
+        "0: `max_tokens`, `min_tokens` and `ignore_eos` do not count. For benchmarks that impose"
+        " lengths by `max_tokens`, which would give the length away",
+    )
+    reload_s: float = _setting(
+        10.0,
+        "how often the ranker's folder is looked at for a change; 0: never",
+        shown="10",
+        least=0,
+    )
+    max_body_bytes: int = _setting(1 << 20, "of a body held to read it", shown="1 MiB", least=1)
+    max_buffered_bytes: int = _setting(
+        64 << 20, "of all bodies held at once", shown="64 MiB", least=1
+    )
+    max_prompts: int = _setting(
+        16, "of one request that are scored; the others get their mean", least=1
+    )
+    max_prompt_chars: int = _setting(8192, "of a prompt that the ranker sees", least=1)
+    max_queued_prompts: int = _setting(1024, "that wait for the ranker", least=1)
+    trusted_proxies: str = _setting("", "networks, `10.0.0.0/8, ::1`")
+    trusted_secret: str = _setting(
+        "", "a caller that sends it in `X-Pars-Secret` is trusted", is_secret=True
+    )
+    key_offsets: str = _setting("", "file: SHA-256 of an API key → seconds")
+    api_keys: str = _setting(
+        "",
+        "gateway only: keys that clients must send, separated by commas",
+        is_secret=True,
+    )
+    outcomes: str = _setting(
+        "",
+        "folder for what became of each request; empty: nothing is kept",
+        metavar="DIR",
+    )
+    outcome_prompts: bool = _setting(False, "1: keep the scored texts too")
+    outcome_retention_s: float = _setting(
+        7 * 86_400.0, "a text is deleted when it is that old", shown="604800"
+    )
+    outcome_max_bytes: int = _setting(
+        256 << 20, "of the folder; beyond it the oldest outcomes go", shown="256 MiB"
+    )
+    outcome_redact: str = _setting(
+        "", "`package.module:function`, called with each text before it is written"
+    )
+    drift: bool = _setting(True, "0: do not hold the ranker against the answers")
+    drift_limit: float = _setting(
+        0.0,
+        "tau-b below which the ranker is put out of use; -1: only measure",
+        shown="0",
+    )
+    drift_window: int = _setting(1000, "the last so many answers count", least=3)
 
     def __post_init__(self) -> None:
-        if self.engine not in ("auto", *ENGINES):
-            raise ParsError(f"engine: {self.engine!r} is not one of auto, {', '.join(ENGINES)}")
-        for name in ("max_body_bytes", "max_buffered_bytes", "max_prompts", "max_prompt_chars"):
-            if getattr(self, name) < 1:
-                raise ParsError(f"{name}: must be at least 1, not {getattr(self, name)}")
-        if self.max_queued_prompts < 1:
-            raise ParsError(f"max_queued_prompts: must be at least 1: {self.max_queued_prompts}")
-        for name in ("budget_ms", "max_wait_ms", "reload_s"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ParsError(f"{name}: must be 0 or more, not {getattr(self, name)}")
+        for it in declared_settings():
+            if problem := it.problem(getattr(self, it.name)):
+                raise ParsError(f"{it.name}: {problem}")
         self.policy()
         self.outcome_limits()
         self.drift_settings()
@@ -71,20 +187,34 @@ class Settings:
         Settings from PARS_* variables; `overrides` that are not None win over them.
 
         Raises:
-            ParsError: a value is not what its setting must be; the variable is named.
+            ParsError: a value is not what its setting must be; the variable or option is named.
         """
         values: dict[str, Any] = {}
-        for it in fields(cls):
-            text = environ.get(PREFIX + it.name.upper(), "").strip()
-            if text:
-                values[it.name] = _parsed(PREFIX + it.name.upper(), text, type(it.default))
-        values.update((name, value) for name, value in overrides.items() if value is not None)
-        return cls(**values)
+        for it in declared_settings():
+            if text := environ.get(it.variable, "").strip():
+                values[it.name] = _parsed(it.variable, text, type(it.default))
+        chosen = {name: value for name, value in overrides.items() if value is not None}
+        try:
+            return cls(**values | chosen)
+        except ParsError as error:
+            message = str(error)
+            for it in declared_settings():
+                if re.match(rf"{it.name}\b", message):
+                    given = it.option if it.name in chosen else it.variable
+                    message = given + message.removeprefix(it.name)
+            raise ParsError(message) from None
 
     @property
     def ranker_folder(self) -> Path:
         """The folder of the ranker to load."""
+        from pars.ranking.ranker import boxed_ranker
+
         return Path(self.ranker) if self.ranker else boxed_ranker()
+
+    @property
+    def client_keys(self) -> list[str]:
+        """The API keys of which clients must send one; none: no key is asked for."""
+        return [key.strip() for key in self.api_keys.split(",") if key.strip()]
 
     def policy(self, *, larger_first: bool = False) -> PriorityPolicy:
         """The priority policy for an engine that takes larger or smaller values first."""
@@ -97,8 +227,10 @@ class Settings:
         except ValueError as error:
             raise ParsError(str(error)) from None
 
-    def outcome_limits(self) -> OutcomeLimits:
+    def outcome_limits(self) -> "OutcomeLimits":
         """What may be kept of finished requests; imports the redaction hook."""
+        from pars.outcomes.writer import OutcomeLimits, load_redact
+
         return OutcomeLimits(
             max_bytes=self.outcome_max_bytes,
             keeps_prompts=self.outcome_prompts,
@@ -106,11 +238,11 @@ class Settings:
             redact=load_redact(self.outcome_redact) if self.outcome_redact else None,
         )
 
-    def drift_settings(self) -> DriftSettings:
+    def drift_settings(self) -> "DriftSettings":
         """When the ranker counts as worse than useless."""
+        from pars.outcomes.drift import DriftSettings
+
         usual = DriftSettings()
-        if self.drift_window < 3:
-            raise ParsError(f"drift_window: must be at least 3, not {self.drift_window}")
         try:
             return DriftSettings(
                 limit=self.drift_limit,
@@ -130,11 +262,39 @@ class Settings:
         )
 
 
+def declared_settings() -> list[Setting]:
+    """All settings, in the order in which people read them."""
+    return [replace(it.metadata["setting"], name=it.name) for it in fields(Settings)]
+
+
+def settings_table() -> str:
+    """The settings as a Markdown table: variable, default, meaning."""
+    rows = [
+        f"| `{it.variable}` | {it.shown_default or '–'} | {it.help} |" for it in declared_settings()
+    ]
+    return "\n".join(["| variable | default | meaning |", "|---|--:|---|", *rows])
+
+
+def unknown_variables(environ: Mapping[str, str] = os.environ) -> list[str]:
+    """A line for each variable that looks like a setting and is none, with the nearest that is."""
+    known = [it.variable for it in declared_settings()]
+    return [
+        f"{name} is not a setting of pars and has no effect{_nearest(name.upper(), known)}"
+        for name in sorted(environ)
+        if name.upper().startswith(PREFIX) and name not in known
+        if not KUBERNETES.fullmatch(name)
+    ]
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    """A question that names the nearest of `known`, empty where none is near."""
+    near = get_close_matches(name, known, n=1)
+    return f": did you mean {near[0]}?" if near else ""
+
+
 def _parsed(name: str, text: str, kind: type) -> Any:
     try:
-        if kind is bool:
-            return {"1": True, "true": True, "0": False, "false": False}[text.lower()]
-        return kind(text)
+        return BOOLEANS[text.lower()] if kind is bool else kind(text)
     except (KeyError, ValueError):
         wanted = {bool: "0 or 1", int: "a whole number", float: "a number"}[kind]
         raise ParsError(f"{name}: {text!r} is not {wanted}") from None

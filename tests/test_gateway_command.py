@@ -1,0 +1,111 @@
+"""`pars gateway` as a process: what it refuses and what it says when it starts."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from gateways import connect, read_head
+from pars.cli.main import commands
+from pars.errors import ParsError
+
+from fake_engine import FakeEngine
+from serving import DEADLINE_S
+
+NOWHERE = "http://127.0.0.1:1"
+
+
+@dataclass
+class Started:
+    """A gateway that listens at `url`; `log` has what it said once it has ended."""
+
+    url: str
+    log: str = ""
+
+
+@contextmanager
+def started(
+    folder: Path, *options: str, before: str = "true", **environment: str
+) -> Iterator[Started]:
+    """A process of `pars gateway`, after the shell's command `before`."""
+    command = [sys.executable, "-m", "pars", "gateway", "--port", "0", *options]
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PARS_")}
+    with (folder / "stderr").open("w") as log:
+        process = subprocess.Popen(
+            ["bash", "-c", f'{before} && exec "$@"', "bash", *command],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env=kept | {"PARS_ENGINE": "vllm"} | environment,
+        )
+    with process:
+        try:
+            assert process.stdout is not None
+            greeting = process.stdout.readline()
+            found = re.search(r"served at (\S+),", greeting)
+            assert found, (folder / "stderr").read_text()
+            gateway = Started(found[1])
+            yield gateway
+        finally:
+            process.terminate()
+            process.wait(DEADLINE_S)
+    gateway.log = (folder / "stderr").read_text()
+
+
+def test_a_misspelt_variable_is_named_when_it_starts(tmp_path: Path) -> None:
+    """With what is near to it, and without its value; those that are right are not named."""
+    right = {"PARS_API_KEYS": "sesame", "PARS_RELOAD_S": "5"}
+    with started(tmp_path, "--upstream", NOWHERE, **right) as quiet:
+        pass
+    with started(tmp_path, "--upstream", NOWHERE, PARS_APIKEYS="sesame") as warned:
+        pass
+
+    assert "PARS_" not in quiet.log
+    assert "WARNING pars: PARS_APIKEYS is not a setting" in warned.log
+    assert "did you mean PARS_API_KEYS?" in warned.log
+    assert "sesame" not in warned.log
+
+
+def test_two_upstreams_are_refused_with_the_reason() -> None:
+    """Of two the last would win, and the other get nothing."""
+    asked = ["gateway", "--upstream", NOWHERE, "--upstream", NOWHERE]
+
+    run = CliRunner().invoke(commands, asked)
+
+    assert isinstance(run.exception, ParsError)
+    assert "--upstream is given 2 times" in str(run.exception)
+    assert "one gateway a replica" in str(run.exception)
+
+
+def test_more_clients_than_the_soft_limit_on_files_are_served(tmp_path: Path) -> None:
+    """Under a soft limit of 64, a hundred connections are open and each has its answer."""
+    with (
+        FakeEngine().served() as upstream,
+        started(tmp_path, "--upstream", upstream, before="ulimit -Sn 64") as gateway,
+        ExitStack() as stack,
+    ):
+        for _ in range(100):
+            client = stack.enter_context(connect(gateway.url))
+            client.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert read_head(client).startswith(b"HTTP/1.1 200 ")
+
+    assert "the limit on open files is raised from 64 to " in gateway.log
+
+
+@pytest.mark.parametrize(("most", "is_said"), [(300, False), (200, True)])
+def test_a_hard_limit_below_the_connections_is_said(
+    tmp_path: Path, most: int, is_said: bool
+) -> None:
+    """A hundred requests at once need 200 connections, and some files beside them."""
+    options = ("--upstream", NOWHERE, "--max-connections", "100")
+    with started(tmp_path, *options, before=f"ulimit -n {most}") as gateway:
+        pass
+
+    assert ("raise the hard limit" in gateway.log) is is_said

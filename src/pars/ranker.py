@@ -1,0 +1,5 @@
+"""The name by which notebooks know it: `from pars.ranker import Ranker`."""
+
+from pars.ranking.ranker import Ranker, RankerInfo, boxed_ranker
+
+__all__ = ["Ranker", "RankerInfo", "boxed_ranker"]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pars.scheduling.body_priority import PriorityAppender, with_priority
+from pars.scheduling.body_priority import PriorityAppender, with_priority, without_priority
 
 
 @pytest.mark.parametrize(
@@ -80,3 +80,67 @@ def test_pieces_that_are_no_object_keep_the_promised_length() -> None:
     """Without a closing brace the field is replaced by white space of the same length."""
     appender = PriorityAppender(5)
     assert appender.feed(b"[1, 2]", is_last=True) == b"[1, 2]" + b" " * appender.num_added_bytes
+
+
+@given(
+    json_objects, st.lists(st.sampled_from(["priority", "pr\\u0069ority"]), max_size=3), st.data()
+)
+def test_a_priority_is_taken_out_and_nothing_else(
+    value: dict[str, Any], own: list[str], data: st.DataObject
+) -> None:
+    """Wherever the client put it, however often and however spelt: the rest stays as written."""
+    fields = [f"{json.dumps(name)}: {json.dumps(it)}" for name, it in value.items()]
+    for name in own:
+        fields.insert(data.draw(st.integers(0, len(fields))), f'"{name}" : [1,  {{"priority": 2}}]')
+    body = "{" + " ,\n".join(fields) + " }"
+
+    left = without_priority(body.encode()).decode()
+
+    kept = {name: it for name, it in value.items() if name != "priority"}
+    assert json.loads(left) == kept
+    assert all(f"{json.dumps(name)}: {json.dumps(it)}" in left for name, it in kept.items())
+
+
+@pytest.mark.parametrize(
+    ("body", "left"),
+    [
+        (b'{"priority": 1}', b"{}"),
+        (b'{"priority": 1, "a": 1.50}', b'{"a": 1.50}'),
+        (b'{"a": 1 , "priority":-9 }', b'{"a": 1 }'),
+        (b'{"a": 1, "priority": 0, "b": 2}', b'{"a": 1, "b": 2}'),
+        (b'{"priority":1,"priority":2,"a":{"priority":3}}', b'{"a":{"priority":3}}'),
+        ('{"priority": 1, "a": "é"}'.encode("utf-16"), '{"a": "é"}'.encode()),
+    ],
+)
+def test_what_is_left_without_a_priority(body: bytes, left: bytes) -> None:
+    """Byte for byte; only the top level counts."""
+    assert without_priority(body) == left
+
+
+def test_a_body_without_a_priority_is_the_same_object() -> None:
+    """Nothing is read where no spelling of the name can be."""
+    body = b'{"prompt": "x"'
+
+    assert without_priority(body) is body
+    with pytest.raises(ValueError, match="JSON"):
+        without_priority(b'["priority"]')
+
+
+@pytest.mark.parametrize(
+    ("pieces", "ending"),
+    [
+        ([b'{"a": "', b'b", "prio', b'rity": 9}'], b',"priority":0}'),
+        ([b'{"a": 1, "prior\\u0069ty": 9}'], b',"priority":0}'),
+        ([b'{"a": "', b'b"}'], b'"}' + b" " * 13),
+    ],
+)
+def test_a_client_s_own_is_outdone_in_pieces_only_where_it_may_be(
+    pieces: list[bytes], ending: bytes
+) -> None:
+    """Elsewhere white space keeps the promised length."""
+    appender = PriorityAppender(0, only_over_own=True)
+    sent = [appender.feed(piece, is_last=piece is pieces[-1]) for piece in pieces]
+
+    assert b"".join(sent).endswith(ending)
+    assert len(b"".join(sent)) == len(b"".join(pieces)) + appender.num_added_bytes
+    assert json.loads(b"".join(sent)).get("priority", 0) == 0

@@ -16,10 +16,10 @@ from click.testing import CliRunner
 from gateways import gateway_to
 from pars.cli.main import commands
 from pars.doctor.doctor import DoctorOptions, diagnose
-from pars.doctor.engine import REMEDIES
 from pars.doctor.findings import OK, PROBLEM, UNKNOWN, Finding, Report
 from pars.doctor.metrics_page import MetricsPage
 from pars.doctor.outcomes import longest_overtake_s, ranker_finding, waits_finding
+from pars.doctor.traffic import REMEDIES
 from pars.errors import ParsError
 from pars.outcomes.metrics import FAILED_OPEN
 from pars.outcomes.records import Outcome
@@ -247,6 +247,25 @@ def test_each_data_parallel_rank_has_a_queue_of_its_own():
     assert found["ranks"].numbers == {"ranks": 2}
 
 
+def test_what_is_to_be_changed_in_sglang_is_a_problem():
+    """Preemption, and a name for the engine that would turn the order round."""
+    info = {
+        "enable_priority_scheduling": True,
+        "schedule_low_priority_values_first": True,
+        "disable_priority_preemption": False,
+    }
+    with served({"/server_info": json.dumps(info)}) as url:
+        alone = diagnose(DoctorOptions(endpoint=url, watch_s=0)).findings
+        reversed_too = diagnose(DoctorOptions(endpoint=url, watch_s=0, engine="sglang")).findings
+
+    assert ["--disable-priority-preemption" in it.told for it in alone if it.name == "engine"] == [
+        True
+    ]
+    warned = [it for it in reversed_too if it.name == "engine"]
+    assert [it.verdict for it in warned] == [PROBLEM, PROBLEM]
+    assert "REVERSED" in warned[0].told
+
+
 @pytest.mark.parametrize(("has_priority", "verdict"), [(True, OK), (False, PROBLEM)])
 def test_sglang_is_known_by_its_own_pages(has_priority, verdict):
     """Whether it takes priorities, which way round, and its queue by its own names."""
@@ -264,9 +283,39 @@ def test_sglang_is_known_by_its_own_pages(has_priority, verdict):
     assert found["queue"].numbers["most_waiting"] == 2
 
 
-@pytest.mark.parametrize("page", [HTML, (404, HTML), (500, "worker died"), (200, "")])
+@pytest.mark.parametrize("status", [500, 502, 503])
+def test_a_server_that_only_answers_errors_is_down(status):
+    """A worker that died, a proxy without its server, a model that loads: nothing else is said."""
+    with served({}, everything_else=(status, "{}")) as url:
+        report = diagnose(DoctorOptions(endpoint=url))
+
+    [found] = report.findings
+    assert (found.name, found.verdict) == ("endpoint", PROBLEM)
+    assert f"HTTP {status}" in found.told
+    assert report.exit_code == 1
+
+
+@pytest.mark.parametrize("engine", ["auto", "vllm"])
+@pytest.mark.parametrize("version", ["503", "refused"])
+def test_a_gateway_whose_server_is_down_is_told_from_a_gateway_that_is(tmp_path, engine, version):
+    """The gateway answers; the line of the upstream is the problem, and the only one."""
+    upstream = served({}, everything_else=(503, "loading"))
+    with upstream as loading:
+        url = loading if version == "503" else "http://127.0.0.1:1"
+        with gateway_to(url, tmp_path) as (gateway, _):
+            report = diagnose(DoctorOptions(endpoint=gateway, engine=engine, watch_s=0))
+
+    found = {it.name: it for it in report.findings}
+    assert verdicts(found) == {"endpoint": OK, "upstream": PROBLEM}
+    assert url in found["upstream"].told
+    assert "cannot connect" in found["upstream"].told or "503" in found["upstream"].told
+    assert report.exit_code == 1
+    assert "is down" in report.summary
+
+
+@pytest.mark.parametrize("page", [HTML, (404, HTML), (200, "")])
 def test_a_foreign_server_gets_one_clear_line_a_question(page):
-    """HTML, 404 and 500 everywhere: no priorities, no metrics, no pars, and nothing raised."""
+    """HTML and 404 everywhere: no priorities, no metrics, no pars, and nothing raised."""
     with served({}, everything_else=page) as url:
         found = seen_at(url)
 
@@ -326,7 +375,117 @@ def test_the_probe_settles_what_no_page_tells(obeys):
         found = seen_at(url, probe=True, patience_s=1.0)["scheduling"]
 
     assert found.verdict == (OK if obeys else PROBLEM)
-    assert found.numbers == {"probed": obeys}
+    assert found.numbers["probed"] is obeys
+
+
+def test_a_refused_probe_is_a_problem():
+    """An engine that answers 400 to each priority does not schedule by it."""
+    refusal = (400, "Got priority 7 but Priority scheduling is not enabled.")
+    pages = {"/version": '{"version": "0.6.6"}', "/v1/completions": refusal}
+    models = '{"data": [{"id": "m"}]}'
+    with served({**pages, "/v1/models": models}) as url:
+        report = diagnose(DoctorOptions(endpoint=url, watch_s=0, probe=True))
+
+    found = {it.name: it for it in report.findings}["priority"]
+    assert (found.verdict, report.exit_code) == (PROBLEM, 1)
+    assert "refuses priorities" in found.told
+    assert "--scheduling-policy priority" in found.change
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_an_engine_that_refuses_priorities_is_named(tmp_path, inside):
+    """As pars in vLLM counts it, and as a gateway's own page tells."""
+    refused = vllm_page(policy=0, decisions={"scored": 5}) + "pars_priority_refusals_total 3.0\n"
+    health = {"upstream": {"reachable": True}, "engine": "refuses priorities"}
+    pages = {"/version": VERSION, "/metrics": refused if inside else vllm_page()}
+    with served(pages | ({} if inside else {"/pars/health": json.dumps(health)})) as url:
+        report = diagnose(DoctorOptions(endpoint=url, watch_s=0))
+
+    found = {it.name: it for it in report.findings}
+    assert found["priority"].verdict == PROBLEM
+    assert found["scheduling"].verdict == UNKNOWN
+    assert "the engine refuses priorities" in report.summary
+    assert report.exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("engine", "told"), [("not known yet", "none is set"), ("none", "none is set")]
+)
+def test_a_gateway_that_sets_none_is_named(engine, told):
+    """It does not know its engine yet, or was told that it takes none; vLLM or not."""
+    health = {"upstream": {"reachable": True}, "engine": engine}
+    pages = vllm(vllm_page(decisions={"unordered": 5})) | {"/pars/health": json.dumps(health)}
+    with served(pages) as url:
+        found = seen_at(url)
+
+    assert found["priority"].verdict == PROBLEM
+    assert told in found["priority"].told
+    assert found["decisions"].verdict == PROBLEM
+
+
+def contested(*, obeys: bool, count: int = 200) -> list[Outcome]:
+    """Long and short requests by turns, a tenth of a second apart, that one slot serves."""
+    waiting = [
+        (number * 0.1, number * 0.1 + (30.0 if number % 2 else 0.0), number)
+        for number in range(count)
+    ]  # arrival, key, number
+    outcomes, now_s = [], 0.0
+    while waiting:
+        here = [it for it in waiting if it[0] <= now_s] or [min(waiting)]
+        taken = min(here, key=lambda it: it[1]) if obeys else min(here)
+        waiting.remove(taken)
+        arrival_s, key_s, number = taken
+        now_s = max(now_s, arrival_s)
+        outcomes.append(
+            Outcome(
+                arrival_s=arrival_s,
+                path="/v1/completions",
+                decision="scored",
+                answer_tokens=10,
+                expected_tokens=900.0 if number % 2 else 10.0,
+                wait_s=now_s - arrival_s,
+                total_s=now_s - arrival_s + 0.2,
+                key=round(key_s * 1e6),
+            )
+        )
+        now_s += 0.2
+    return sorted(outcomes, key=lambda it: it.arrival_s)
+
+
+@pytest.mark.parametrize("obeys", [True, False])
+def test_recorded_requests_show_whether_the_engine_goes_by_priority(tmp_path, obeys):
+    """Short requests that came later began first, or never did."""
+    folder = written(tmp_path / "outcomes", contested(obeys=obeys))
+    with served(vllm(vllm_page(decisions={"scored": 200}))) as url:
+        report = diagnose(DoctorOptions(endpoint=url, watch_s=0, outcomes=folder))
+
+    found = {it.name: it for it in report.findings}["scheduling"]
+    assert found.verdict == (OK if obeys else PROBLEM)
+    assert found.numbers["contests"] > 1000
+    assert ("--scheduling-policy priority" in found.change) is not obeys
+    assert ("ignores priorities" in report.summary) is not obeys
+
+
+def test_few_requests_show_nothing(tmp_path):
+    """Ten of them have a handful of contests: whether pars helps is not known, and said so."""
+    folder = written(tmp_path / "outcomes", contested(obeys=False, count=10))
+    with served(vllm(vllm_page(decisions={"scored": 10}))) as url:
+        report = diagnose(DoctorOptions(endpoint=url, watch_s=0, outcomes=folder))
+
+    assert {it.name: it for it in report.findings}["scheduling"].verdict == UNKNOWN
+    assert report.summary.startswith("Whether pars helps is not known")
+
+
+def test_it_says_which_ranker_serves():
+    """What it is, its fingerprint and its folder; one that served before does not count."""
+    info = (
+        'pars_ranker_info{folder="/old",model="MiniLM",ranker="aaa"} 0.0\n'
+        'pars_ranker_info{folder="/new",model="lite",ranker="bbb"} 1.0\n'
+    )
+    with served(vllm(vllm_page(decisions={"scored": 5}) + info)) as url:
+        found = seen_at(url)["ranker"]
+
+    assert found.told.startswith("lite bbb in /new serves; ")
 
 
 def test_without_the_probe_nothing_is_generated():

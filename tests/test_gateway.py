@@ -387,8 +387,8 @@ def test_the_upstream_is_asked_what_it_is(
         scripted_upstream(serve) as up,
         gateway_to(up, tmp_path, settings={"engine": "auto"}) as (_, app),
     ):
-        eventually(lambda: app.engine_is_known)
-        assert app.middleware.engine.name == engine
+        eventually(lambda: app.known.is_known)
+        assert app.known.engine.name == engine
 
 
 # Its own pages, keys

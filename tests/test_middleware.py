@@ -250,13 +250,17 @@ def test_body_in_pieces_and_disconnect_are_replayed(tmp_path: Path) -> None:
     assert [m.get("body") for m in seen] == [body[:7], body[7:], None]
 
 
-def test_engine_that_takes_no_priority_sees_the_request_untouched(tmp_path: Path) -> None:
-    """For engine `none` nothing is scored, and the client's own header is its own business."""
+def test_an_engine_that_takes_no_priority_gets_none(tmp_path: Path) -> None:
+    """For engine `none` nothing is scored; the client's own priority goes, and no other byte."""
     scorer = LengthScorer()
     bench = Bench(tmp_path, scorer, engine="none")
-    bench.post("/v1/completions", completion("x"), headers=[(b"x-vllm-priority", b"3")])
-    assert bench.app.priority == 3
+    body = b'{"prompt":  "x", "priority": -9, "n": 1.50}'
+    bench.post("/v1/completions", body, headers=[(b"x-vllm-priority", b"3")])
+    assert bench.app.priority is None
+    assert bench.app.bodies == [b'{"prompt":  "x", "n": 1.50}']
+    assert dict(bench.app.headers[0])[b"content-length"] == b"%d" % len(bench.app.bodies[0])
     assert scorer.batches == []
+    assert bench.count("unordered") == 1
 
 
 # Engines that take the priority from the body
@@ -576,7 +580,9 @@ def test_no_body_breaks_it(tmp_path: Path, path: str, body: bytes, engine: str) 
     assert len(bench.app.bodies) == 1
     if bench.app.priority is not None:
         assert abs(bench.app.priority) < 2**63
-    if bench.count("undecodable") or ENGINES[engine].wants_header(path) or engine == "none":
+    if bench.count("undecodable") or ENGINES[engine].wants_header(path):
+        assert bench.app.bodies == [body]
+    if engine == "none" and b"priority" not in body:
         assert bench.app.bodies == [body]
 
 

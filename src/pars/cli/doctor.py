@@ -46,8 +46,8 @@ def doctor(as_json: bool, **options: Any) -> None:
     """
     Say in one screen whether pars can help a server, and what to change.
 
-    Nothing is sent but requests for its pages, unless --probe. Exit code 0: nothing to change that
-    can be seen; 1: something is; 2: the options make no sense.
+    Nothing is sent but requests for its pages, unless --probe. Exit code 0: no line is a problem;
+    1: one is; 2: the options make no sense, or the outcomes cannot be read.
     """
     from pars.doctor.doctor import DoctorOptions, diagnose
 

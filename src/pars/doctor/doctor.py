@@ -9,21 +9,27 @@ With `probe` the server is filled for some seconds, which wants it idle.
 """
 
 import asyncio
-import os
+import json
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from pars.doctor.engine import Seen, engine_findings, longest_wait, served_ranker
+from pars.doctor.engine import Seen, engine_findings
 from pars.doctor.findings import OK, PROBLEM, Finding, Report
 from pars.doctor.metrics_page import RUNNING, WAITING, MetricsPage
 from pars.doctor.outcomes import ranker_finding, waits_finding
+from pars.doctor.probe import key_header
+from pars.doctor.traffic import judged_ranker, longest_wait, serving_ranker, traffic_findings
 from pars.errors import ParsError
-from pars.outcomes.records import read_outcomes
-from pars.scheduling.engines import ENGINES, Engine
+from pars.outcomes.queue_order import WINDOW, contests_of
+from pars.outcomes.records import OutcomesRead, read_outcomes
+from pars.scheduling.engines import ENGINES, FOREIGN, NONE, Engine, EngineTold, contradictions
 from pars.scheduling.priority import DEFAULT_MAX_OVERTAKE_S
+from pars.serving.engine_watch import NotTold, ask_engine
 from pars.serving.exchange import UpstreamError
-from pars.serving.gateway import METRICS_PATH, engine_of
+from pars.serving.gateway import HEALTH_PATH, METRICS_PATH
 from pars.serving.upstream import Upstream
 
 EVERY_S = 0.5
@@ -72,29 +78,86 @@ def diagnose(options: DoctorOptions) -> Report:
     """
     url = options.endpoint.rstrip("/").removesuffix("/v1")
     upstream = Upstream(url, connect_timeout_s=options.patience_s)
-    told_by_outcomes = _outcome_findings(options)
-    seen = asyncio.run(_look(upstream, options))
+    read = None if options.outcomes is None else read_outcomes(options.outcomes)
+    latest = read.outcomes[-WINDOW:] if read else []
+    seen = replace(asyncio.run(_look(upstream, options)), contests=contests_of(latest))
     findings = engine_findings(seen)
-    if not told_by_outcomes and seen.failure is None:
-        told_by_outcomes = [served_ranker(seen.last), longest_wait(seen, options.max_overtake_s)]
-    return Report(upstream.url, options.watch_s, findings + told_by_outcomes)
+    if seen.is_up:
+        findings += traffic_findings(seen)
+    if read is not None:
+        findings += _outcome_findings(read, options)
+    elif seen.is_up:
+        findings += [judged_ranker(seen.last), longest_wait(seen, options.max_overtake_s)]
+    return Report(upstream.url, options.watch_s, _with_ranker(findings, serving_ranker(seen.last)))
+
+
+def _with_ranker(findings: list[Finding], serves: str) -> list[Finding]:
+    """The findings, of which the one about the ranker says which one serves."""
+    return [
+        replace(it, told=f"{serves}; {it.told}") if serves and it.name == "ranker" else it
+        for it in findings
+    ]
 
 
 async def _look(upstream: Upstream, options: DoctorOptions) -> Seen:
     begun_s = time.perf_counter()
     try:
-        await upstream.get(b"/health", timeout_s=options.patience_s)
-        answer_s = time.perf_counter() - begun_s
-        if options.engine == "auto":
-            engine, told = await engine_of(upstream)
-        else:
-            engine, told = ENGINES[options.engine], f"taken for {options.engine}, as told"
+        gateway = await _gateway(upstream, options)
+        status, _ = await upstream.get(
+            b"/health", timeout_s=options.patience_s, headers=key_header()
+        )
     except UpstreamError as error:
-        return Seen(failure=str(error))
-    seen = await _watched(upstream, options)
-    can_probe = options.probe and engine.takes_priority
-    obeys = await _probed(upstream, engine, options) if can_probe else None
-    return replace(seen, engine=engine, told=told, answer_s=answer_s, obeys=obeys)
+        return Seen(failure=f"no answer: {error}")
+    answer_s = time.perf_counter() - begun_s
+    if gateway is None and status >= 500:
+        return Seen(failure=f"/health answers HTTP {status}: it is loading, or down")
+    seen = Seen(gateway=gateway, answer_s=answer_s)
+    if not seen.is_up:
+        return replace(seen, last=(await _page(upstream, METRICS_PATH.encode(), options))[0])
+    told, engine = await _engine(upstream, options, seen)
+    seen = replace(
+        await _watched(upstream, options),
+        gateway=gateway,
+        answer_s=answer_s,
+        engine=engine,
+        told=told.told,
+        warnings=list(dict.fromkeys((*told.warnings, *_warnings(gateway)))),
+    )
+    if not (options.probe and engine.takes_priority):
+        return seen
+    probed: dict[str, Any] = await _probed(upstream, engine, options)
+    return replace(seen, **probed)
+
+
+async def _gateway(upstream: Upstream, options: DoctorOptions) -> dict[str, Any] | None:
+    """What a pars gateway tells of itself; None where there is none."""
+    _, body = await upstream.get(HEALTH_PATH.encode(), timeout_s=options.patience_s)
+    with suppress(ValueError, RecursionError):
+        page = json.loads(body)
+        if isinstance(page, dict) and isinstance(page.get("upstream"), dict):
+            return page
+    return None
+
+
+async def _engine(
+    upstream: Upstream, options: DoctorOptions, seen: Seen
+) -> tuple[EngineTold, Engine]:
+    """What the engine tells, and what it is taken for: by --engine, a gateway, or its own word."""
+    named = ENGINES.get(options.engine) or ENGINES.get(seen.state)
+    try:
+        told = await ask_engine(upstream, headers=key_header())
+    except NotTold as error:
+        return replace(FOREIGN, told=str(error)), named or NONE
+    if named is None:
+        return told, told.engine
+    warnings = (*contradictions(named, told), *told.warnings)
+    as_told = f"taken for {named.name}, as told" if told is FOREIGN else told.told
+    return replace(told, told=as_told, warnings=warnings), named
+
+
+def _warnings(gateway: dict[str, Any] | None) -> list[str]:
+    warnings = (gateway or {}).get("warnings")
+    return [str(it) for it in warnings] if isinstance(warnings, list) else []
 
 
 async def _watched(upstream: Upstream, options: DoctorOptions) -> Seen:
@@ -128,7 +191,7 @@ async def _page(
     """A page of metrics, empty where there is none, and why."""
     name = path.decode()
     try:
-        status, body = await upstream.get(path, timeout_s=options.patience_s, headers=_key_header())
+        status, body = await upstream.get(path, timeout_s=options.patience_s, headers=key_header())
     except UpstreamError as error:
         return MetricsPage(), f"{name}: {error}"
     if status in (401, 403):
@@ -139,26 +202,23 @@ async def _page(
     return page, None if page.samples else f"{name} holds no metrics"
 
 
-def _key_header() -> list[tuple[bytes, bytes]]:
-    key = os.environ.get("PARS_API_KEYS", "").split(",")[0].strip()
-    return [(b"authorization", b"Bearer " + key.encode())] if key else []
-
-
-async def _probed(upstream: Upstream, engine: Engine, options: DoctorOptions) -> bool | str:
+async def _probed(
+    upstream: Upstream, engine: Engine, options: DoctorOptions
+) -> dict[str, bool | str]:
+    """What the probe found, as fields of `Seen`."""
     from pars.doctor.probe import PATIENCE_S as PROBE_PATIENCE_S
-    from pars.doctor.probe import Probe, ProbeError
+    from pars.doctor.probe import PriorityRefused, Probe, ProbeError
 
     patience_s = min(options.patience_s, PROBE_PATIENCE_S)
     try:
-        return await Probe(upstream, engine, patience_s=patience_s).obeys_priority()
+        return {"obeys": await Probe(upstream, engine, patience_s=patience_s).obeys_priority()}
+    except PriorityRefused:
+        return {"is_probe_refused": True}
     except (ProbeError, UpstreamError) as error:
-        return str(error)
+        return {"obeys": str(error)}
 
 
-def _outcome_findings(options: DoctorOptions) -> list[Finding]:
-    if options.outcomes is None:
-        return []
-    read = read_outcomes(options.outcomes)
+def _outcome_findings(read: OutcomesRead, options: DoctorOptions) -> list[Finding]:
     if not read.outcomes:
         told = f"{options.outcomes} holds none"
         change = "PARS_OUTCOMES must name this folder where pars runs"

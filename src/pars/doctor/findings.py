@@ -12,7 +12,7 @@ from typing import Any
 OK, PROBLEM, UNKNOWN = "ok", "problem", "unknown"
 WIDTH = 100
 MARGIN = 21
-BLOCKING = ("endpoint", "priority", "scheduling", "decisions", "ranker")
+BLOCKING = ("endpoint", "upstream", "priority", "scheduling", "engine", "decisions", "ranker")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +63,11 @@ class Report:
         for it in blocks:
             if it.verdict == PROBLEM:
                 return f"pars cannot help before this is changed: {it.told}."
+        if "scheduling" in found and found["scheduling"].verdict == UNKNOWN:
+            return (
+                "Whether pars helps is not known: it does only where the engine goes by priority,"
+                f" and {found['scheduling'].told}."
+            )
         queue = found.get("queue")
         if queue is not None and queue.numbers.get("has_queue") is False:
             return (

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from pars.doctor.findings import OK, PROBLEM, UNKNOWN, Finding
+from pars.outcomes.queue_order import tells_wait
 from pars.outcomes.records import Outcome
 from pars.ranking.order_metrics import bootstrap, pair_sums
 
 MOST_OUTCOMES = 5_000  # the latest; more would not narrow the intervals much
 LEAST_OUTCOMES = 100
-LEAST_SECONDS_A_TOKEN = 1e-3  # an answer that comes faster came whole: its wait is not known
 SLACK_S = 1.0  # a wait until the first byte has the prefill in it
 THIRDS = ("short", "middle", "long")
 
@@ -74,7 +74,9 @@ def waits_finding(outcomes: Sequence[Outcome], max_overtake_s: float) -> Finding
     A request that is overtaken only by those that come within the bound after it may wait long
     where the server is overloaded; then everybody does, and no order can help it.
     """
-    waited = [one for one in outcomes if _tells_wait(one)][-MOST_OUTCOMES:]
+    waited = [one for one in outcomes if one.expected_tokens is not None and tells_wait(one)][
+        -MOST_OUTCOMES:
+    ]
     numbers: dict[str, Any] = {"answers": len(waited)}
     if len(waited) < LEAST_OUTCOMES:
         told = f"{len(waited)} answers have a wait and an expected length;"
@@ -103,12 +105,6 @@ def waits_finding(outcomes: Sequence[Outcome], max_overtake_s: float) -> Finding
         " does every request pass pars, is there one queue (no replicas, no ranks)?",
         numbers,
     )
-
-
-def _tells_wait(one: Outcome) -> bool:
-    if one.wait_s is None or one.total_s is None or one.expected_tokens is None:
-        return False
-    return one.total_s - one.wait_s >= LEAST_SECONDS_A_TOKEN * (one.answer_tokens or 0)
 
 
 def longest_overtake_s(outcomes: Sequence[Outcome]) -> float:

@@ -22,8 +22,8 @@ from typing import Any
 from pars.errors import ParsError
 from pars.scheduling.engines import ENGINES, PRIORITY_HEADER, Engine
 from pars.scheduling.priority import EPOCH_S
+from pars.serving.engine_watch import NotTold, ask_engine
 from pars.serving.exchange import ClientGone, Exchange, UpstreamError
-from pars.serving.gateway import engine_of
 from pars.serving.settings import Settings
 from pars.serving.upstream import Upstream
 
@@ -42,6 +42,10 @@ class ProbeError(ParsError):
     """The probe came to no result, or to a bad one."""
 
 
+class PriorityRefused(ProbeError):
+    """The engine refused a request for its priority."""
+
+
 class BusyError(ProbeError):
     """Other traffic spoiled a try; the next one may find the upstream idle."""
 
@@ -58,8 +62,11 @@ class _Stream:
     async def read(self, order: list["_Stream"]) -> None:
         status, _ = await self.exchange.head()
         piece = await self.exchange.read()
+        text = piece[:200].decode(errors="replace")
+        is_error = status != 200 or '"error"' in text
+        if is_error and "priority" in text.lower():
+            raise PriorityRefused(f"the upstream REFUSES priorities: {status} {text}")
         if status != 200:
-            text = piece[:200].decode(errors="replace")
             raise ProbeError(f"the upstream refused the probe's request: {status} {text}")
         order.append(self)
         self.started.set()
@@ -196,7 +203,7 @@ class Probe:
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(content)),
             (PRIORITY_HEADER, b"%d" % value),
-            *_key_header(),
+            *key_header(),
         ]
         exchange = await self._upstream.exchange(b"POST", fresh=True)
         exchange.write(self._upstream.request_head(b"POST", b"/v1/completions", headers) + content)
@@ -213,7 +220,8 @@ class Probe:
         await asyncio.gather(*reads, return_exceptions=True)
 
 
-def _key_header() -> list[tuple[bytes, bytes]]:
+def key_header() -> list[tuple[bytes, bytes]]:
+    """Where PARS_API_KEYS has a key, the header that shows the first one."""
     key = os.environ.get("PARS_API_KEYS", "").split(",")[0].strip()
     return [(b"authorization", b"Bearer " + key.encode())] if key else []
 
@@ -230,9 +238,9 @@ def run_probe(upstream: Upstream, settings: Settings) -> str:
 
 async def _run(upstream: Upstream, settings: Settings) -> str:
     try:
-        engine = ENGINES.get(settings.engine) or (await engine_of(upstream))[0]
+        engine = ENGINES.get(settings.engine) or (await ask_engine(upstream)).engine
         obeys = await Probe(upstream, engine).obeys_priority()
-    except UpstreamError as error:
+    except (NotTold, UpstreamError) as error:
         raise ProbeError(f"{upstream.url}: {error}") from error
     if not obeys:
         raise ProbeError(

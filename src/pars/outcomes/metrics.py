@@ -11,6 +11,7 @@ from pars.ranking.order_metrics import Estimate
 DECIDED = ("scored", "no_text", "trusted")
 # The request went on with a neutral priority.
 FAILED_OPEN = (
+    "unordered",
     "drifted",
     "over_budget",
     "queue_full",
@@ -55,15 +56,37 @@ class ServeMetrics:
         )
         self.priority_scheduling = Gauge(
             "pars_engine_schedules_by_priority",
-            "1: the engine orders its queue by priority; 0: it ignores it; -1: not known.",
+            "1: the engine orders its queue by priority; 0: it ignores or refuses it; -1: not"
+            " known.",
             multiprocess_mode="min",
             registry=registry,
         )
         self.priority_scheduling.set(-1)
+        self.refusals = Counter(
+            "pars_priority_refusals_total",
+            "Requests whose priority the engine refused, and which were repeated without it.",
+            registry=registry,
+        )
+
+        self._ranker = Gauge(
+            "pars_ranker_info",
+            "1 for the ranker that serves: its folder, what it is, and a fingerprint of its files.",
+            ["folder", "model", "ranker"],
+            multiprocess_mode="mostrecent",
+            registry=registry,
+        )
+        self._served: tuple[str, str, str] | None = None
 
     def count(self, outcome: str) -> None:
         """Count one request with the outcome, one of DECIDED or FAILED_OPEN."""
         self._decisions[outcome].inc()
+
+    def serve(self, folder: str, model: str, ranker: str) -> None:
+        """Another ranker serves; `ranker` is its fingerprint."""
+        if self._served is not None:
+            self._ranker.labels(*self._served).set(0)
+        self._served = (folder, model, ranker)
+        self._ranker.labels(*self._served).set(1)
 
 
 # Outcomes that were not written.

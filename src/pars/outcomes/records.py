@@ -38,6 +38,7 @@ class Outcome:
         expected_tokens: Of one answer to the first prompt, by calibration, before limits.
         max_tokens: The request's own limit on an answer.
         num_answers: To each prompt.
+        key: Its place in the engine's queue: smaller goes first.
         prompt_tokens, answer_tokens: As the engine counted them; of all prompts, of all answers.
         is_exact: False: the events of a stream were counted, for want of a better number.
         finish_reason: "stop", "length", "tool_calls"; "abort": the client left; "error": the
@@ -58,6 +59,7 @@ class Outcome:
     max_tokens: int | None = None
     num_answers: int = 1
     num_prompts: int = 1
+    key: int | None = None
     prompt_tokens: int | None = None
     answer_tokens: int | None = None
     is_exact: bool = False

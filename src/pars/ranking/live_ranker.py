@@ -80,6 +80,11 @@ class LiveRanker:
         return self._snapshot.ranker is not None
 
     @property
+    def model_name(self) -> str:
+        """What the ranker in use says it is; empty without one."""
+        return str(getattr(getattr(self._snapshot.ranker, "info", None), "model_name", ""))
+
+    @property
     def calibration(self) -> Calibration:
         """The calibration of the ranker in use."""
         return self._snapshot.calibration

@@ -1,15 +1,19 @@
 """
-How each engine takes a priority, and whether the vLLM that hosts us obeys it.
+How each engine takes a priority, and what its own pages tell of that.
 
     vllm              header X-Vllm-Priority (0.28 and later), smaller first
     vllm-body         top-level `priority` in the body (earlier versions), smaller first
     sglang            `priority` in the body, larger first (SGLang's default)
     sglang-low-first  `priority` in the body, smaller first (--schedule-low-priority-values-first)
     none              takes no priority: requests pass through unscored
+
+    told = told_by_server_info(page)         # of SGLang; told_by_version of vLLM
+    told.engine.name, told.warnings          # "sglang", ("SGLang preempts by priority: ...",)
 """
 
 import re
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +55,8 @@ ENGINES = {
     )
 }
 
+NONE = ENGINES["none"]
+
 
 def vllm_engine(version: str | None) -> Engine:
     """
@@ -62,6 +68,138 @@ def vllm_engine(version: str | None) -> Engine:
     release = (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
     is_old = (0, 2) <= release < FIRST_VERSION_WITH_HEADER
     return ENGINES["vllm-body" if is_old else "vllm"]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineTold:
+    """
+    What an engine's pages tell.
+
+    Attributes:
+        engine: How it takes priorities.
+        told: What it is, for people.
+        warnings: What is to be changed there, each with how.
+        release: Another one after an update or a start, as far as the pages tell.
+    """
+
+    engine: Engine
+    told: str
+    warnings: tuple[str, ...] = ()
+    release: str = ""
+
+    @property
+    def line(self) -> str:
+        """What it is and how priorities are set for it, for people."""
+        return f"{self.told}: {way_of(self.engine)}" if self.engine.takes_priority else self.told
+
+
+FOREIGN = EngineTold(
+    NONE,
+    "neither vLLM nor SGLang as far as it tells: no priorities are set (--engine names it if that"
+    " is wrong)",
+    release="foreign",
+)
+
+# SGLang takes a running request out for one that is ahead by more than so many units. Ours are
+# microseconds of waiting: with its default of 10 every arrival would throw others out.
+LEAST_PREEMPTION_THRESHOLD = 10**12
+# Its policies that order by priority; the others do not look at it.
+SGLANG_POLICIES = ("fcfs", "lof", "priority")
+
+
+def told_by_version(page: Mapping[str, Any]) -> EngineTold | None:
+    """What vLLM's /version tells; None where it is not vLLM's."""
+    if "version" not in page:
+        return None
+    version = str(page["version"])
+    engine = vllm_engine(version)
+    return EngineTold(engine, f"vLLM {version}", release=f"vLLM {version}")
+
+
+def told_by_server_info(page: Mapping[str, Any]) -> EngineTold | None:
+    """What SGLang's /server_info tells, its scheduling included; None where it is not SGLang's."""
+    if "schedule_low_priority_values_first" not in page:
+        return None
+    name = f"SGLang {page.get('version', '')}".strip()
+    release = f"{name} {page.get('startup_time', '')}"
+    if not page.get("enable_priority_scheduling"):
+        told = f"{name} WITHOUT --enable-priority-scheduling: no priorities are set"
+        change = "SGLang orders by priority only with --enable-priority-scheduling"
+        return EngineTold(NONE, told, (change,), release)
+    low_first = page["schedule_low_priority_values_first"]
+    engine = ENGINES["sglang-low-first" if low_first else "sglang"]
+    return EngineTold(engine, name, tuple(_sglang_warnings(page)), release)
+
+
+def _sglang_warnings(page: Mapping[str, Any]) -> list[str]:
+    warnings = []
+    threshold = page.get("priority_scheduling_preemption_threshold")
+    is_out_of_reach = isinstance(threshold, int) and threshold >= LEAST_PREEMPTION_THRESHOLD
+    # A page of a version without preemption has no such field.
+    if page.get("disable_priority_preemption") is False and not is_out_of_reach:
+        warnings.append(
+            "SGLang preempts by priority: running requests are thrown out and computed again for"
+            " each one that is expected shorter; start it with --disable-priority-preemption"
+        )
+    policy = page.get("schedule_policy")
+    if isinstance(policy, str) and policy not in SGLANG_POLICIES:
+        warnings.append(
+            f"SGLang's --schedule-policy {policy} does not look at priorities; start it with"
+            " --schedule-policy fcfs"
+        )
+    return warnings
+
+
+def way_of(engine: Engine) -> str:
+    """Where an engine looks for a priority and which way round, for people."""
+    where = "in the header X-Vllm-Priority" if engine.takes_header else "in the body"
+    return f"priorities {where}, {'larger' if engine.larger_first else 'smaller'} first"
+
+
+def contradictions(named: Engine, told: EngineTold) -> list[str]:
+    """What is wrong with taking an engine for `named` that tells `told` of itself."""
+    if told is FOREIGN or not named.takes_priority or told.engine == named:
+        return []
+    right = f"PARS_ENGINE={told.engine.name} or auto"
+    if not told.engine.takes_priority:
+        return [f"it is taken for {named.name}, but it is {told.told}"]
+    if told.engine.larger_first != named.larger_first:
+        return [
+            f"the order is REVERSED, long requests go first: it is taken for {named.name}, but it"
+            f" is {told.line}; {right}"
+        ]
+    if named.takes_header:
+        return [
+            f"it looks at no header, so all have the same priority: it is taken for {named.name},"
+            f" but it is {told.line}; {right}"
+        ]
+    return []  # a body that any of them reads
+
+
+def common(told: Sequence[EngineTold]) -> EngineTold:
+    """
+    What suits all of several servers behind one address, which have told this.
+
+    A foreign answer among others is that of something before them, such as a load balancer's 404.
+
+    Args:
+        told: At least one; the latest last.
+    """
+    told = [it for it in told if it is not FOREIGN] or told
+    engines = {it.engine for it in told}
+    if len(engines) == 1:
+        return told[-1]
+    names = "; ".join(dict.fromkeys(it.told for it in told))
+    warnings = tuple(dict.fromkeys(warning for it in told for warning in it.warnings))
+    several = f"several servers that differ ({names})"
+    if len({it.larger_first for it in engines}) == 1 and NONE not in engines:
+        engine = ENGINES["vllm-body"]
+        return EngineTold(engine, several, warnings)
+    change = (
+        "the servers behind one address take priorities in different ways, so none are set: give"
+        " each kind a gateway of its own"
+    )
+    return EngineTold(NONE, f"{several}: no priorities are set", (*warnings, change))
 
 
 def engine_of_host() -> Engine:

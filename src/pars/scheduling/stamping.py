@@ -1,9 +1,12 @@
-"""Puts a request's priority where the engine looks for it: in a header or in the body."""
+"""
+Puts a request's priority where the engine looks for it, in a header or in the body; or takes the
+client's own away, for an engine that is to get none.
+"""
 
 from contextlib import suppress
 
 from pars.request.body import TOO_MUCH, HeldBody, Message, Receive, Scope
-from pars.scheduling.body_priority import PriorityAppender, with_priority
+from pars.scheduling.body_priority import PriorityAppender, with_priority, without_priority
 from pars.scheduling.engines import PRIORITY_HEADER, Engine
 
 
@@ -23,6 +26,36 @@ def stamped(
         receive = _appending(appender, body.replay(receive))
         return _lengthened(scope, appender.num_added_bytes), receive
     return scope, body.replay(receive)  # not JSON: the engine will say so
+
+
+def unstamped(scope: Scope, body: HeldBody, receive: Receive) -> tuple[Scope, Receive]:
+    """The request without any priority, the client's own included."""
+    if body.outcome in TOO_MUCH:
+        appender = PriorityAppender(0, only_over_own=True)
+        receive = _appending(appender, body.replay(receive))
+        return _lengthened(scope, appender.num_added_bytes), receive
+    if body.outcome is None:
+        with suppress(ValueError, RecursionError):
+            added = body.replace(without_priority(body.content()))
+            return _lengthened(scope, added), body.replay(receive)
+    return scope, body.replay(receive)
+
+
+def repeated(scope: Scope, content: bytes, receive: Receive) -> tuple[Scope, Receive]:
+    """A request that was stamped, once more: with its own `content`, but without any priority."""
+    with suppress(ValueError, RecursionError):
+        content = without_priority(content)
+    messages = iter([{"type": "http.request", "body": content, "more_body": False}])
+
+    async def replayed() -> Message:
+        message = next(messages, None)
+        return await receive() if message is None else message
+
+    headers = [
+        (name, b"%d" % len(content) if name == b"content-length" else value)
+        for name, value in without(scope, frozenset((PRIORITY_HEADER,)))["headers"]
+    ]
+    return {**scope, "headers": headers}, replayed
 
 
 def _appending(appender: PriorityAppender, receive: Receive) -> Receive:

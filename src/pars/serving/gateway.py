@@ -10,11 +10,8 @@ Every path and method passes; `/pars/health` and `/pars/metrics` are the gateway
 
 import asyncio
 import hmac
-import json
-import logging
 import math
 import time
-from contextlib import suppress
 from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -22,16 +19,16 @@ from prometheus_client import CollectorRegistry, generate_latest
 from pars.outcomes.metrics import ServeMetrics
 from pars.ranking.live_ranker import LiveRanker
 from pars.request.body import Message, Receive, Scope, Send
-from pars.scheduling.engines import ENGINES, Engine, vllm_engine
+from pars.scheduling.engines import ENGINES
 from pars.serving.client_protocol import ClientProtocol
+from pars.serving.engine_watch import SETTLED_S, SOON_S, EngineWatch
 from pars.serving.exchange import Headers, UpstreamError
+from pars.serving.known_engine import KnownEngine
 from pars.serving.middleware import PriorityMiddleware
 from pars.serving.relay import BodyTimeout, Relay, TimedBody
 from pars.serving.replies import send_bytes, send_error, send_json
 from pars.serving.settings import Settings
 from pars.serving.upstream import Upstream
-
-log = logging.getLogger("pars")
 
 # The upstream's own Date and Server pass; the peer's address is who really connected, so that trust
 # by address cannot be had by a header.
@@ -48,7 +45,6 @@ UVICORN_OPTIONS = {
 HEALTH_PATH, METRICS_PATH = "/pars/health", "/pars/metrics"
 BODY_TIMEOUT_S = 60.0  # without a byte of a body that the client announced
 HEALTH_IS_FRESH_S = 1.0  # the health page is open to all, and asks the upstream no oftener
-ENGINE_RETRY_S = 2.0
 
 
 class Gateway:
@@ -58,6 +54,7 @@ class Gateway:
     Args:
         settings: With `api_keys`, requests need one of them; the gateway's own two pages do not.
         registry: For /pars/metrics.
+        pauses_s: Between two looks at what the engine is: while something changes, and else.
     """
 
     def __init__(
@@ -68,15 +65,20 @@ class Gateway:
         ranker: LiveRanker | None = None,
         registry: CollectorRegistry | None = None,
         body_timeout_s: float = BODY_TIMEOUT_S,
+        pauses_s: tuple[float, float] = (SOON_S, SETTLED_S),
     ) -> None:
         self.upstream = upstream
         self.settings = settings
         self.registry = registry or CollectorRegistry()
         self.relay = Relay(upstream, self.registry)
+        metrics = ServeMetrics(self.registry)
+        named = None if settings.engine == "auto" else ENGINES[settings.engine]
+        self.known = KnownEngine(named, metrics)
+        soon_s, settled_s = pauses_s
+        self.watch = EngineWatch(upstream, self.known, soon_s=soon_s, settled_s=settled_s)
         self.middleware = PriorityMiddleware(
-            self.relay, settings, ranker=ranker, metrics=ServeMetrics(self.registry)
+            self.relay, settings, ranker=ranker, metrics=metrics, known=self.known
         )
-        self.engine_is_known = settings.engine != "auto"
         self._api_keys = [key.encode() for key in settings.client_keys]
         self._body_timeout_s = body_timeout_s
         self._health: tuple[float, int, dict[str, Any]] = (-math.inf, 0, {})
@@ -132,69 +134,32 @@ class Gateway:
         report: dict[str, Any] = {
             "status": "down" if not is_up else "ok" if ranker.is_loaded else "unscored",
             "upstream": {"url": self.upstream.url, "reachable": is_up, "health_status": answer},
-            "ranker": {"loaded": ranker.is_loaded, "folder": str(ranker.folder)},
-            "engine": self.middleware.engine.name if self.engine_is_known else "not known yet",
+            "ranker": {
+                "loaded": ranker.is_loaded,
+                "folder": str(ranker.folder),
+                "model": ranker.model_name,
+                "fingerprint": ranker.fingerprint,
+            },
+            "engine": self.known.state,
+            "schedules_by_priority": self.middleware.order.obeys,
+            "warnings": self.known.warnings,
         }
         if problem:
             report["upstream"]["problem"] = problem
         return 200 if is_up else 503, report
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
-        finding = asyncio.create_task(self._find_engine())
+        asking = asyncio.create_task(self.watch.keep_asking()) if self._is_asked() else None
 
         async def last_word(message: Message) -> None:
             if message["type"] == "lifespan.shutdown.complete":
-                finding.cancel()
+                if asking is not None:
+                    asking.cancel()
                 await self.upstream.close()
             await send(message)
 
         await self.middleware(scope, receive, last_word)
 
-    async def _find_engine(self) -> None:
-        """Ask the upstream what it is, until it answers; then set priorities its way."""
-        while not self.engine_is_known:
-            try:
-                engine, remark = await engine_of(self.upstream)
-            except UpstreamError:
-                await asyncio.sleep(ENGINE_RETRY_S)
-                continue
-            self.middleware.use_engine(engine)
-            self.engine_is_known = True
-            log.log(logging.INFO if engine.takes_priority else logging.WARNING, "%s", remark)
-
-
-async def engine_of(upstream: Upstream) -> tuple[Engine, str]:
-    """
-    What the upstream is, by the pages that only vLLM or SGLang has, with a line to log.
-
-    Raises:
-        UpstreamError: it does not answer.
-    """
-    version = await _json_page(upstream, b"/version")
-    if "version" in version:
-        engine = vllm_engine(str(version["version"]))
-        return engine, f"the upstream is vLLM {version['version']}: priorities as for {engine.name}"
-    for page in (b"/server_info", b"/get_server_info"):
-        info = await _json_page(upstream, page)
-        if "schedule_low_priority_values_first" in info:
-            low_first = info["schedule_low_priority_values_first"]
-            engine = ENGINES["sglang-low-first" if low_first else "sglang"]
-            if not info.get("enable_priority_scheduling"):
-                return ENGINES["none"], (
-                    "the upstream is SGLang WITHOUT --enable-priority-scheduling: it would ignore"
-                    " priorities or refuse them, so none are set"
-                )
-            return engine, f"the upstream is SGLang: priorities as for {engine.name}"
-    return ENGINES["none"], (
-        "the upstream is neither vLLM nor SGLang as far as it tells: no priorities are set"
-        " (--engine names it if that is wrong)"
-    )
-
-
-async def _json_page(upstream: Upstream, target: bytes) -> dict[str, Any]:
-    status, body = await upstream.get(target)
-    with suppress(ValueError, RecursionError):
-        page = json.loads(body)
-        if status == 200 and isinstance(page, dict):
-            return page
-    return {}
+    def _is_asked(self) -> bool:
+        """Whether the upstream's own word counts, or may contradict the operator's."""
+        return self.settings.engine not in ("vllm", "none")

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from pars.outcomes.metrics import DriftMetrics, OutcomeMetrics, ServeMetrics
+from pars.outcomes.queue_order import OrderJudge
 from pars.outcomes.ranker_judge import RankerJudge
 from pars.outcomes.recorder import Decided, Recorder
 from pars.outcomes.records import Outcome
@@ -32,9 +33,11 @@ from pars.request.body import ASGIApp, ByteBudget, HeldBody, Message, Receive, S
 from pars.request.prompts import GenerationRequest, Prompt, Reader, reader_of
 from pars.scheduling.engines import ENGINES, Engine, engine_of_host, scheduling_policy
 from pars.scheduling.priority import cost_tokens
-from pars.scheduling.stamping import stamped, without
-from pars.scheduling.trust import PRIVATE_HEADERS, WISH_HEADERS, Wish
-from pars.serving.settings import Settings
+from pars.scheduling.stamping import stamped, unstamped, without
+from pars.scheduling.trust import WISH_HEADERS, Wish
+from pars.serving.known_engine import KnownEngine
+from pars.serving.refusals import Passage
+from pars.serving.settings import Settings, unknown_variables
 
 # vLLM shows what its own loggers say, so that is where to speak inside it.
 log = logging.getLogger("vllm.pars" if "vllm" in sys.modules else "pars")
@@ -64,7 +67,8 @@ class PriorityMiddleware:
     An ASGI app around another one; lives as long as its server.
 
     Attributes:
-        engine: How the engine takes priorities; settled at start-up.
+        known: The engine: how it takes priorities, and whether it refuses them.
+        order: Whether the engine goes by them.
         byte_budget: Body bytes held by all requests together.
         max_closing_s: How long a scorer that hangs may hold up the server's shutdown.
     """
@@ -78,13 +82,20 @@ class PriorityMiddleware:
         *,
         ranker: LiveRanker | None = None,
         metrics: ServeMetrics | None = None,
+        known: KnownEngine | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.app = app
-        self.settings = settings = settings or Settings.from_env()
+        if settings is None:
+            settings = Settings.from_env()
+            for line in unknown_variables():
+                log.warning("%s", line)
+        self.settings = settings
         self.metrics = metrics or ServeMetrics()
         self.ranker = ranker or LiveRanker(settings.ranker_folder)
-        self.use_engine(engine_of_host() if settings.engine == "auto" else ENGINES[settings.engine])
+        host = engine_of_host() if settings.engine == "auto" else ENGINES[settings.engine]
+        self.known = known or KnownEngine(host, self.metrics)
+        self._policies = {way: settings.policy(larger_first=way) for way in (False, True)}
         self._trust = settings.trust()
         self._clock = clock
         self._batcher = Batcher(
@@ -94,18 +105,16 @@ class PriorityMiddleware:
         )
         self._writer: OutcomeWriter | None = None
         self._judge: RankerJudge | None = None
+        self.order = OrderJudge(self.metrics)
+        self.known.when_new = self.order.start_afresh
         self._recorder: Recorder | None = None
         self._upkeep: list[asyncio.Task[None]] = []
         self.byte_budget = ByteBudget(settings.max_buffered_bytes)
+        self._kept_budget = ByteBudget(settings.max_buffered_bytes)  # of bodies at the engine
         self._quiet_until_s = 0.0
         self._first_load()
         if settings.outcomes or settings.drift:
             self._follow_requests(OutcomeMetrics(self.metrics.registry))
-
-    def use_engine(self, engine: Engine) -> None:
-        """Set priorities the way `engine` takes them, from the next request on."""
-        self.engine = engine
-        self._policy = self.settings.policy(larger_first=engine.larger_first)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -119,26 +128,34 @@ class PriorityMiddleware:
         if not self._upkeep:  # a host that sends no lifespan
             self._start(scope)
         reader = reader_of(scope["path"]) if scope["method"] == "POST" else None
-        if reader is None or not self.engine.takes_priority:
-            hidden = WISH_HEADERS if self.engine.takes_priority else PRIVATE_HEADERS
-            await self.app(without(scope, hidden), receive, send)
+        if reader is None:
+            await self.app(without(scope, WISH_HEADERS), receive, send)
             return
         client = scope.get("client")
         wish = self._trust.wish(scope["headers"], client[0] if client else None)
+        scope = without(scope, WISH_HEADERS)
         with HeldBody(self.byte_budget, self.settings.max_body_bytes) as body:
             await body.take(receive)
+            engine = self.known.engine
+            if not engine.takes_priority:
+                self.metrics.count("unordered")
+                scope, receive = unstamped(scope, body, receive)
+                await self.app(scope, receive, send)
+                return
             began_s = time.perf_counter()
             arrival_s = self._clock()  # once the body is here: a slow sender gains no age by it
             asked = await self._asked(reader, body, wish)
-            priority = self._priority(asked, wish, arrival_s)
+            priority = self._priority(engine, asked, wish, arrival_s)
             self.metrics.decision_seconds.observe(time.perf_counter() - began_s)
-            app = self.app
+            content = body.content() if body.outcome is None else None
+            app: ASGIApp = Passage(self.app, self.known, self._kept_budget, content)
             if self._recorder is not None:
-                decided = self._decided(asked, scope["path"], arrival_s, began_s)
+                key = -priority if engine.larger_first else priority
+                decided = self._decided(asked, scope["path"], key, arrival_s, began_s)
                 app = partial(self._recorder.follow, app, decided)
-            del asked  # the prompts: what follows takes as long as the answer
-            scope = without(scope, WISH_HEADERS)
-            scope, receive = stamped(self.engine, scope, body, priority, receive)
+            # Not the prompts nor the body: what follows takes as long as the answer.
+            del asked, content
+            scope, receive = stamped(engine, scope, body, priority, receive)
             await app(scope, receive, send)
 
     async def _asked(self, reader: Reader, body: HeldBody, wish: Wish) -> _Asked:
@@ -162,7 +179,7 @@ class PriorityMiddleware:
             self._warn(error)
         return asked
 
-    def _priority(self, asked: _Asked, wish: Wish, arrival_s: float) -> int:
+    def _priority(self, engine: Engine, asked: _Asked, wish: Wish, arrival_s: float) -> int:
         """The request's priority; counts why it is what it is."""
         self.metrics.count(asked.decision)
         if wish.priority is not None and asked.decision == "trusted":
@@ -174,11 +191,13 @@ class PriorityMiddleware:
             expected = self._expected_tokens(asked)
             cost = cost_tokens(asked.request, expected, obey_limits=self.settings.obey_limits)
         self.metrics.cost_tokens.observe(cost)
-        return self._policy.key(
+        return self._policies[engine.larger_first].key(
             cost, arrival_s, long_tokens=calibration.long_tokens, offset_s=wish.offset_s
         )
 
-    def _decided(self, asked: _Asked, path: str, arrival_s: float, began_s: float) -> Decided:
+    def _decided(
+        self, asked: _Asked, path: str, key: int, arrival_s: float, began_s: float
+    ) -> Decided:
         """What is known of the request by now, without its texts unless they are to be kept."""
         first = asked.expectations[0] if asked.expectations else None
         texts, writer = asked.texts, self._writer
@@ -194,6 +213,7 @@ class PriorityMiddleware:
             max_tokens=asked.request.max_tokens,
             num_answers=asked.request.num_answers,
             num_prompts=len(asked.request.prompts),
+            key=key,
             prompt_key=writer.key_of(text) if writer and text else None,
             prompt=text if self.settings.outcome_prompts else None,
         )
@@ -272,12 +292,13 @@ class PriorityMiddleware:
     def _first_load(self) -> None:
         try:
             self.ranker.refresh()
+            self._show_ranker()
         except Exception as error:  # serving goes on; keep_fresh picks the ranker up when it comes
             log.error("no request is scored until the ranker loads: %s", error)
             self.metrics.reloads.labels("failed").inc()
 
     def _follow_requests(self, metrics: OutcomeMetrics) -> None:
-        observers: list[Callable[[Outcome], None]] = []
+        observers: list[Callable[[Outcome], None]] = [self.order.observe]
         if self.settings.outcomes:
             self._writer = OutcomeWriter(
                 Path(self.settings.outcomes), self.settings.outcome_limits(), metrics
@@ -296,13 +317,15 @@ class PriorityMiddleware:
             self._writer.start()
         if self._judge is not None:
             upkeep.append(self._judge.keep_judging())
-        self._upkeep = [asyncio.create_task(work) for work in upkeep]
         policy = scheduling_policy(scope.get("app"))
+        if policy is None:  # it is seen from who begins when
+            upkeep.append(self.order.keep_judging())
+        self._upkeep = [asyncio.create_task(work) for work in upkeep]
         if policy is None:
             return
         self.metrics.priority_scheduling.set(policy == "priority")
         if policy == "priority":
-            log.info("vLLM schedules by priority; it is set by %s", self.engine.name)
+            log.info("vLLM schedules by priority; it is set by %s", self.known.engine.name)
         else:
             log.error(
                 "vLLM runs with --scheduling-policy %s and IGNORES every priority: requests are"
@@ -312,8 +335,15 @@ class PriorityMiddleware:
 
     def _on_load(self, result: str) -> None:
         self.metrics.reloads.labels(result).inc()
-        if result == "loaded" and self._judge is not None:
-            self._judge.start_afresh()
+        if result == "loaded":
+            self._show_ranker()
+            if self._judge is not None:
+                self._judge.start_afresh()
+
+    def _show_ranker(self) -> None:
+        if self.ranker.is_loaded:
+            folder = str(self.ranker.folder)
+            self.metrics.serve(folder, self.ranker.model_name, self.ranker.fingerprint)
 
     async def _stop(self) -> None:
         for task in self._upkeep:

@@ -23,8 +23,7 @@ from pars.prove.workload.workload import Workload, WorkloadRequest
 from pars.request.conversation import message_of
 from pars.scheduling.engines import ENGINES, PRIORITY_HEADER, Engine
 from pars.scheduling.trust import SECRET_HEADER
-from pars.serving.exchange import UpstreamError
-from pars.serving.gateway import engine_of
+from pars.serving.engine_watch import NotTold, ask_engine
 
 PATHS = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
 WARM_UP_REQUESTS, WARM_UP_TOKENS = 16, 8
@@ -49,9 +48,10 @@ async def prepared(options: BenchOptions, workload: Workload) -> Target:
     model = options.model or str(models[0].get("id", ""))
     if options.engine == "auto":
         try:
-            engine, told = await engine_of(client.upstream)
-        except UpstreamError as error:
+            it = await ask_engine(client.upstream)
+        except NotTold as error:
             raise ParsError(f"{client.url}: {error}") from None
+        engine, told = it.engine, f"the engine is {it.line}"
     else:
         engine, told = ENGINES[options.engine], f"the engine is {options.engine}, as told"
     page = await metrics_of(client)

@@ -1,0 +1,190 @@
+"""
+What is known of the engine at this moment, and so how the next request's priority is set.
+
+    known = KnownEngine(named=None, metrics=metrics)      # None: it is to be asked
+    known.hear(told)          # it, or one of several behind its address, told what it is
+    known.refuse(400)         # it refused a request for its priority
+    known.engine              # ENGINES["none"] while it is not known, or refuses
+
+Whoever does not know sets no priority: an engine is never sent what it refuses, and a client's own
+never counts. `engine_watch` does the asking.
+"""
+
+import logging
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pars.outcomes.metrics import ServeMetrics
+from pars.scheduling.engines import FOREIGN, NONE, Engine, EngineTold, common, contradictions
+
+log = logging.getLogger("vllm.pars" if "vllm" in sys.modules else "pars")  # vLLM shows its own
+
+NOT_KNOWN, REFUSES_PRIORITIES = "not known yet", "refuses priorities"
+LEAST_ANSWERS = 3  # before several servers behind one address are ruled out
+# A server that told something else is taken to be gone after so many answers without it; one that
+# came back after that is one of several, and seldom asked by chance.
+MOST_MISSES, MOST_MISSES_OF_SEVERAL = 6, 200
+MOST_FRUITLESS = 8  # repeats in a row
+TRIED_AGAIN_S = 600.0  # an engine that refused may have been started anew unseen
+
+REFUSES = (
+    "the engine REFUSES priorities (HTTP %d): requests are repeated and passed on without, first"
+    " come first served. vLLM needs --scheduling-policy priority, SGLang"
+    " --enable-priority-scheduling"
+)
+
+
+@dataclass(slots=True)
+class _Server:
+    """One of the servers that answered at the engine's address."""
+
+    told: EngineTold
+    num_misses: int = 0
+    is_one_of_several: bool = False
+
+
+class KnownEngine:
+    """
+    The engine behind a door. On one event loop.
+
+    Args:
+        named: The operator's word for it, which always counts; None: it is to be asked.
+
+    Attributes:
+        told: What it told last, or what suits all of several servers.
+        warnings: What is to be changed there, each with how.
+        is_proven: Whether it has answered a request that had a priority, or has failed without one
+            as well: then an error that does not speak of priorities is not doubted.
+        when_new: Called when another engine may be there.
+    """
+
+    def __init__(
+        self,
+        named: Engine | None,
+        metrics: ServeMetrics,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.named = named
+        self.told: EngineTold | None = None
+        self.warnings: tuple[str, ...] = ()
+        self.is_proven = False
+        self.when_new: Callable[[], None] = lambda: None
+        self._num_fruitless = 0
+        self._metrics = metrics
+        self._clock = clock
+        self._servers: dict[str, _Server] = {}
+        self._gone: set[str] = set()
+        self._num_heard = 0
+        self._refused_s: float | None = None
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it has been named, or has told what it is."""
+        return self.named is not None or self.told is not None
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether all recent answers were the same, or differ for good."""
+        differ = len(self._servers) > 1
+        return self._num_heard >= LEAST_ANSWERS and (
+            not differ or all(it.is_one_of_several for it in self._servers.values())
+        )
+
+    @property
+    def refuses(self) -> bool:
+        """Whether it lately refused a request for its priority."""
+        return self._refused_s is not None and self._clock() - self._refused_s < TRIED_AGAIN_S
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether it tells nothing of itself."""
+        return self.told is FOREIGN
+
+    @property
+    def engine(self) -> Engine:
+        """How to set the next request's priority."""
+        if self.refuses:
+            return NONE
+        if self.named is not None:
+            return self.named
+        return self.told.engine if self.told else NONE
+
+    @property
+    def state(self) -> str:
+        """In a word, for people: the engine's name, or why there is none."""
+        if not self.is_known:
+            return NOT_KNOWN
+        return REFUSES_PRIORITIES if self.refuses else self.engine.name
+
+    def hear(self, told: EngineTold) -> None:
+        """One answer to what it is; several servers behind one address may answer in turn."""
+        self._num_heard += 1
+        if told.release not in self._servers:
+            self.falter()  # an update, or a start
+            self.when_new()
+        for release, server in list(self._servers.items()):
+            server.num_misses += 1
+            most = MOST_MISSES_OF_SEVERAL if server.is_one_of_several else MOST_MISSES
+            if server.num_misses >= most and release != told.release:
+                del self._servers[release]
+                self._gone.add(release)
+        is_back = told.release in self._gone
+        if is_back:
+            for server in self._servers.values():
+                server.is_one_of_several = True
+        before = self._servers.pop(told.release, None)  # the latest stands last
+        is_one_of_several = is_back or (before is not None and before.is_one_of_several)
+        self._servers[told.release] = _Server(told, is_one_of_several=is_one_of_several)
+        self._take(common([it.told for it in self._servers.values()]))
+
+    def lose(self) -> None:
+        """Nobody listens at its address: what comes back may be another."""
+        self._servers.clear()
+        self._gone.clear()
+        self._num_heard = 0
+        self.told = None
+        self.falter()
+        self.when_new()
+
+    def falter(self) -> None:
+        """It does not answer as it did; if it was started anew, then perhaps with other options."""
+        self.is_proven = False
+        self._num_fruitless = 0
+        if self._refused_s is not None:
+            self._refused_s = None
+            self._metrics.priority_scheduling.set(-1)
+
+    def accept(self, status: int) -> None:
+        """It answered `status` to a request that had a priority."""
+        if 200 <= status < 300:
+            self.is_proven = True
+
+    def fail_alike(self) -> None:
+        """A request that failed with a priority failed without it, too."""
+        self._num_fruitless += 1
+        self.is_proven |= self._num_fruitless >= MOST_FRUITLESS
+
+    def refuse(self, status: int) -> None:
+        """It answered `status` because a request had a priority."""
+        self._metrics.refusals.inc()
+        if not self.refuses:
+            log.error(REFUSES, status)
+        self._refused_s = self._clock()
+        self._metrics.priority_scheduling.set(0)
+
+    def _take(self, told: EngineTold) -> None:
+        before, self.told = self.told, told
+        if self.named is None:
+            warnings = told.warnings
+            if before is None or before.line != told.line:
+                takes = told.engine.takes_priority
+                log.log(logging.INFO if takes else logging.WARNING, "the upstream is %s", told.line)
+        else:
+            warnings = (*contradictions(self.named, told), *told.warnings)
+        for warning in warnings:
+            if warning not in self.warnings:
+                log.warning("%s", warning)
+        self.warnings = tuple(warnings)

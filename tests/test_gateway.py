@@ -4,6 +4,7 @@ import gzip
 import json
 import socket
 import threading
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -430,11 +431,36 @@ def test_an_api_key_is_asked_for_if_one_is_set(tmp_path: Path) -> None:
             assert answer.status_code == 401
             assert answer.json()["error"]["code"] == "invalid_api_key"
         assert httpx.get(f"{url}/v1/models").status_code == 401
-        for headers in ({"authorization": "Bearer two"}, {"x-api-key": "one"}):
+        for name in ("x-api-key", "api-key"):
+            wrong = {name: "three", "authorization": "Basic one"}
+            assert httpx.post(url + COMPLETIONS, json=body, headers=wrong).status_code == 401
+        for headers in (
+            {"authorization": "Bearer two"},
+            {"x-api-key": "one"},  # Anthropic's clients
+            {"api-key": "two", "authorization": "Bearer three"},  # Azure's, behind a proxy's own
+        ):
             assert httpx.post(url + COMPLETIONS, json=body, headers=headers).status_code == 200
         assert httpx.get(f"{url}/pars/health").status_code == 200
-        assert counted(app, "pars_decisions_total", outcome="scored") == 2
-    assert [asked.path for asked in engine.asked] == [COMPLETIONS, COMPLETIONS, "/health"]
+        assert counted(app, "pars_decisions_total", outcome="scored") == 3
+    assert [asked.path for asked in engine.asked] == [COMPLETIONS] * 3 + ["/health"]
+
+
+def test_a_preflight_needs_no_key_and_nothing_else_passes_as_one(tmp_path: Path) -> None:
+    """A browser cannot send a key with it; an OPTIONS that is none, or has a body, needs one."""
+    engine = FakeEngine()
+    origin = {"origin": "https://app.example"}
+    preflight = origin | {"access-control-request-method": "POST"}
+    with (
+        engine.served() as up,
+        gateway_to(up, tmp_path, settings={"api_keys": "one"}) as (url, _),
+    ):
+        asks = partial(httpx.request, url=f"{url}/v1/chat/completions")
+        assert asks("OPTIONS", headers=preflight).status_code == 400  # the engine's own answer
+        assert asks("OPTIONS", headers=origin).status_code == 401
+        assert asks("GET", headers=preflight).status_code == 401
+        assert asks("POST", headers=preflight, json={"prompt": "x"}).status_code == 401
+        assert asks("OPTIONS", headers=preflight, content=b"x").status_code == 401
+    assert [asked.method for asked in engine.asked] == ["OPTIONS"]
 
 
 def test_shutdown_lets_streams_finish(tmp_path: Path) -> None:

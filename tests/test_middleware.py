@@ -358,6 +358,10 @@ def test_api_keys_may_have_offsets(tmp_path: Path) -> None:
     bench.post("/v1/completions", completion("aaaa"), headers=bearer)
     assert bench.app.priority == expected_key(4, 4, NOW_S + 600)
     assert bearer[0] in bench.app.headers[0]
+    for name in (b"api-key", b"x-api-key"):  # a key that is not in the file goes before
+        shown = [(b"authorization", b"Bearer sk"), (name, b"sk-batch")]
+        bench.post("/v1/completions", completion("aaaa"), headers=shown)
+        assert bench.app.priority == expected_key(4, 4, NOW_S + 600)
     bench.post("/v1/completions", completion("aaaa"), headers=[(b"authorization", b"Bearer sk")])
     assert bench.app.priority == expected_key(4, 4)
 

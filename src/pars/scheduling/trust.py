@@ -7,7 +7,7 @@ Everybody else's wishes are dropped before the engine sees them.
 import hashlib
 import hmac
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
@@ -21,6 +21,9 @@ OFFSET_HEADER = b"x-pars-offset-s"
 SECRET_HEADER = b"x-pars-secret"
 PRIVATE_HEADERS = frozenset((OFFSET_HEADER, SECRET_HEADER))
 WISH_HEADERS = PRIVATE_HEADERS | {PRIORITY_HEADER}
+# Where clients send their API key: OpenAI's and most others; Anthropic's; Azure's.
+BEARER_HEADER = b"authorization"
+KEY_HEADERS = (b"x-api-key", b"api-key")
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -41,6 +44,7 @@ class Trust:
             from X-Forwarded-For here.
         secret: Callers that send it in X-Pars-Secret are trusted wherever they come from.
         key_offsets_s: Offset in seconds for callers with an API key, by its SHA-256 in hex.
+            Of several keys the first that has one counts.
     """
 
     proxies: tuple[IPv4Network | IPv6Network, ...] = ()
@@ -49,13 +53,14 @@ class Trust:
 
     def wish(self, headers: Iterable[tuple[bytes, bytes]], peer: str | None) -> Wish:
         """What this request may ask for. Unreadable values count as none."""
+        headers = list(headers)
+        offset_s = self._key_offset_s(headers) if self.key_offsets_s else 0.0
         sent: dict[bytes, bytes] = {}
         for name, value in headers:
-            if name in WISH_HEADERS or (name == b"authorization" and self.key_offsets_s):
+            if name in WISH_HEADERS:
                 sent.setdefault(name, value)
         if not sent:
-            return Wish()
-        offset_s = self._key_offset_s(sent.get(b"authorization", b""))
+            return Wish(offset_s)
         if not self._is_trusted(sent.get(SECRET_HEADER), peer):
             return Wish(offset_s)
         asked_s = _number(sent.get(OFFSET_HEADER))
@@ -73,11 +78,20 @@ class Trust:
         mapped = getattr(address, "ipv4_mapped", None) or address
         return any(mapped in network for network in self.proxies)
 
-    def _key_offset_s(self, authorization: bytes) -> float:
-        scheme, _, key = authorization.partition(b" ")
-        if scheme.lower() != b"bearer" or not self.key_offsets_s:
-            return 0.0
-        return self.key_offsets_s.get(hashlib.sha256(key.strip()).hexdigest(), 0.0)
+    def _key_offset_s(self, headers: Headers) -> float:
+        digests = (hashlib.sha256(key).hexdigest() for key in keys_in(headers))
+        known = (self.key_offsets_s[it] for it in digests if it in self.key_offsets_s)
+        return next(known, 0.0)
+
+
+def keys_in(headers: Iterable[tuple[bytes, bytes]]) -> Iterator[bytes]:
+    """Every API key that a request shows, wherever clients send it."""
+    for name, value in headers:
+        scheme, _, key = value.strip().partition(b" ")
+        if name == BEARER_HEADER and scheme.lower() == b"bearer":
+            yield key.strip()
+        elif name in KEY_HEADERS:
+            yield value.strip()
 
 
 def read_proxies(text: str) -> tuple[IPv4Network | IPv6Network, ...]:

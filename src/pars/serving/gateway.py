@@ -20,9 +20,10 @@ from pars.outcomes.metrics import ServeMetrics
 from pars.ranking.live_ranker import LiveRanker
 from pars.request.body import Message, Receive, Scope, Send
 from pars.scheduling.engines import ENGINES
+from pars.scheduling.trust import keys_in
 from pars.serving.client_protocol import ClientProtocol
 from pars.serving.engine_watch import SETTLED_S, SOON_S, EngineWatch
-from pars.serving.exchange import Headers, UpstreamError
+from pars.serving.exchange import UpstreamError
 from pars.serving.known_engine import KnownEngine
 from pars.serving.middleware import PriorityMiddleware
 from pars.serving.relay import BodyTimeout, Relay, TimedBody
@@ -98,7 +99,7 @@ class Gateway:
             await send_bytes(
                 send, 200, b"text/plain; version=0.0.4", generate_latest(self.registry)
             )
-        elif self._api_keys and not self._has_key(scope["headers"]):
+        elif not self._may_pass(scope):
             await send_error(send, 401, "invalid_api_key", "the API key is missing or wrong")
         else:
             body = TimedBody(receive, self._body_timeout_s)
@@ -107,12 +108,15 @@ class Gateway:
             except BodyTimeout as error:  # before the relay had any of it
                 await send_error(send, 408, "request_timeout", str(error), close=True)
 
-    def _has_key(self, headers: Headers) -> bool:
-        sent = dict(reversed(headers))  # the first of each name counts
-        scheme, _, key = sent.get(b"authorization", b"").partition(b" ")
-        if scheme.lower() != b"bearer":
-            key = sent.get(b"x-api-key", b"")  # as Anthropic's clients send it
-        matches = [hmac.compare_digest(key.strip(), known) for known in self._api_keys]
+    def _may_pass(self, scope: Scope) -> bool:
+        """Whether it shows a key, if one is asked for; a CORS preflight never carries any."""
+        if not self._api_keys or _is_preflight(scope):
+            return True
+        matches = [
+            hmac.compare_digest(key, known)
+            for key in keys_in(scope["headers"])
+            for known in self._api_keys
+        ]
         return any(matches)
 
     async def _health_report(self) -> tuple[int, dict[str, Any]]:
@@ -163,3 +167,11 @@ class Gateway:
     def _is_asked(self) -> bool:
         """Whether the upstream's own word counts, or may contradict the operator's."""
         return self.settings.engine not in ("vllm", "none")
+
+
+def _is_preflight(scope: Scope) -> bool:
+    """Whether a browser asks if it may send a request (Fetch standard, "CORS-preflight")."""
+    fields = dict(scope["headers"])
+    has_body = fields.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in fields
+    asks = b"origin" in fields and b"access-control-request-method" in fields
+    return scope["method"] == "OPTIONS" and asks and not has_body

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pars.request.fields import SMALL_BYTES
 from pars.scheduling.body_priority import PriorityAppender, with_priority, without_priority
 
 
@@ -21,8 +22,11 @@ from pars.scheduling.body_priority import PriorityAppender, with_priority, witho
             b'{"priority": [1, {"priority": 2}], "priority": null}',
             b'{"priority": 7, "priority": 7}',
         ),
+        (b'{"priority": 1, "x": {"priority": 3}}', b'{"priority": 7, "x": {"priority": 3}}'),
         (b'{"x": {"priority": 3}}', b'{"x": {"priority": 3},"priority":7}'),
         (b'{"pri\\u006frity": 3}', b'{"pri\\u006frity": 7}'),
+        ('{"priority":1}'.encode("utf-16"), b'{"priority":7}'),
+        (b'\xef\xbb\xbf{"a":NaN,"priority":1}', b'{"a":NaN,"priority":7}'),
         (b'{"a": "}\\ud800"}', b'{"a": "}\\ud800","priority":7}'),
     ],
 )
@@ -31,7 +35,7 @@ def test_by_hand(body: bytes, expected: bytes) -> None:
     assert with_priority(body, 7) == expected
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b"null", b'{"a"', b'{"a": 1', b"\xff{}"])
+@pytest.mark.parametrize("body", [b"", b"[]", b"null", b'{"a"', b'{"a": 1', b"\xff{}", b"}", b"{"])
 def test_not_an_object_is_refused(body: bytes) -> None:
     """What is not a JSON object raises ValueError and nothing else."""
     with pytest.raises(ValueError):  # noqa: PT011 - any kind of it
@@ -115,6 +119,50 @@ def test_a_priority_is_taken_out_and_nothing_else(
 def test_what_is_left_without_a_priority(body: bytes, left: bytes) -> None:
     """Byte for byte; only the top level counts."""
     assert without_priority(body) == left
+
+
+LARGE = b" " * SMALL_BYTES
+
+
+@pytest.mark.parametrize(
+    ("body", "stamped", "left"),
+    [
+        (b'{"a": 1}', b'{"a": 1,"priority":7}', b'{"a": 1}'),
+        (b'{"priority" : -9, "a": 1}', b'{"priority" : 7, "a": 1}', b'{"priority" : 0, "a": 1}'),
+        (
+            b'{"priority": 9, "x": {"priority": 9}}',
+            b'{"priority": 7, "x": {"priority": 9}}',
+            b'{"priority": 0, "x": {"priority": 9}}',
+        ),
+        (
+            b'{"pri\\u006frity": 3}',
+            b'{"pri\\u006frity": 3,"priority":7}',
+            b'{"pri\\u006frity": 3,"priority":0}',
+        ),
+        (
+            b'{"a": NaN, "priority": 3}',
+            b'{"a": NaN, "priority": 3,"priority":7}',
+            b'{"a": NaN, "priority": 3,"priority":0}',
+        ),
+    ],
+)
+def test_a_large_body_is_searched(body: bytes, stamped: bytes, left: bytes) -> None:
+    """Where the client's own cannot be told, ours stands behind it, and the last one counts."""
+    assert with_priority(body + LARGE, 7) == stamped + LARGE
+    assert without_priority(body + LARGE) == left + LARGE
+
+
+@given(json_objects, st.integers(-9, 9), st.lists(st.sampled_from(["priority", "pr\\u0069ority"])))
+def test_a_large_object_keeps_its_other_fields(
+    value: dict[str, Any], priority: int, own: list[str]
+) -> None:
+    """For any object, with any number of priorities of its own, ours is the one that counts."""
+    fields = [f"{json.dumps(name)}: {json.dumps(it)}" for name, it in value.items()]
+    body = ("{" + ",".join([*fields, *(f'"{name}": 3' for name in own)]) + "}").encode() + LARGE
+    kept = {name: it for name, it in value.items() if name != "priority"}
+
+    assert json.loads(with_priority(body, priority)) == {**kept, "priority": priority}
+    assert json.loads(without_priority(body)) in (kept, {**kept, "priority": 0})
 
 
 def test_a_body_without_a_priority_is_the_same_object() -> None:

@@ -316,7 +316,12 @@ def test_shorter_requests_go_first(tmp_path: Path) -> None:
         clients = []
         for size in (300, 100, 500, 200, 400):
             client = connect(url)
-            body = {"prompt": "x" * size, "max_tokens": None, "user": str(size), "priority": -size}
+            body = {
+                "prompt": "x" * size,
+                "max_tokens": 1000,
+                "user": str(size),
+                "priority": -size,
+            }
             client.sendall(post(COMPLETIONS, json.dumps(body).encode(), "X-Vllm-Priority: 0"))
             clients.append(client)
             eventually(lambda: engine.num_waiting == len(clients))

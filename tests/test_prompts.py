@@ -6,7 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pars.request.prompts import MAX_COUNT, READERS, GenerationRequest, Prompt, read_request
+from pars.request.prompts import (
+    MAX_COUNT,
+    MEDIA_TOKENS,
+    READERS,
+    UNTIL_FULL_TOKENS,
+    GenerationRequest,
+    Prompt,
+    head_and_tail,
+    read_request,
+    unread_request,
+)
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
@@ -84,6 +94,20 @@ def test_content_parts_are_joined_and_images_skipped() -> None:
     assert texts(CHAT, messages=[{"role": "user", "content": content}]) == ["what is\nthis?"]
 
 
+def test_media_count_towards_the_prompt() -> None:
+    """An image has no text, and takes the engine as long as a page of it."""
+    content = [{"type": "text", "text": "1234"}, {"type": "image_url", "image_url": {"url": "x"}}]
+    [prompt] = read(CHAT, messages=[{"role": "user", "content": content}]).prompts
+    assert prompt == Prompt("1234", 1 + MEDIA_TOKENS)
+
+
+def test_many_prompts_count_though_only_the_first_are_told_apart() -> None:
+    """Of 100 prompts of 8 characters 64 stand alone, and the rest together for 36."""
+    prompts = read(COMPLETIONS, prompt=["12345678"] * 100).prompts
+    assert len(prompts) == 65
+    assert prompts[-1] == Prompt(None, 72.0, 36)
+
+
 def test_tool_results_do_not_hide_the_question() -> None:
     """After a tool call the question that led to it is still what is scored."""
     messages = [
@@ -126,12 +150,16 @@ def test_batch_and_native_paths_are_read() -> None:
         (CHAT, {"max_tokens": 9, "max_output_tokens": 1}, 9),
         (CHAT, {}, None),
         (COMPLETIONS, {}, 16),
-        (COMPLETIONS, {"max_tokens": None}, None),
+        (COMPLETIONS, {"max_tokens": None}, 16),
         (RESPONSES, {"max_output_tokens": 7, "max_tokens": 1}, 7),
         (MESSAGES, {"max_tokens": 3}, 3),
-        (CHAT, {"max_tokens": True}, None),
-        (CHAT, {"max_tokens": "5"}, None),
-        (CHAT, {"max_tokens": float("inf")}, MAX_COUNT),
+        (CHAT, {"max_tokens": True}, 1),
+        (CHAT, {"max_tokens": "5"}, 5),
+        (CHAT, {"max_tokens": " 5 "}, 5),
+        (CHAT, {"max_tokens": 5.0}, 5),
+        (CHAT, {"max_tokens": 5.5}, None),
+        (CHAT, {"max_tokens": 1 << 70}, MAX_COUNT),
+        (CHAT, {"max_tokens": float("inf")}, None),
         (CHAT, {"max_tokens": float("nan")}, None),
         (CHAT, {"max_tokens": -3}, 0),
     ],
@@ -153,6 +181,43 @@ def test_ignored_end_of_text_makes_the_length_known() -> None:
     """With ignore_eos the answer is exactly max_tokens long; min_tokens is a floor."""
     assert read(CHAT, max_tokens=50, ignore_eos=True).min_tokens == 50
     assert read(CHAT, max_tokens=50, min_tokens=20).min_tokens == 20
+
+
+@pytest.mark.parametrize("spelled", [1, "true", "1", "yes", "on", "True", 1.0])
+def test_a_switch_is_on_where_the_engine_takes_it_as_on(spelled: Any) -> None:
+    """Every spelling that pydantic takes for true counts as true."""
+    assert read(CHAT, max_tokens=50, ignore_eos=spelled).min_tokens == 50
+
+
+@pytest.mark.parametrize("spelled", [0, "off", "maybe", 2, None, [], {}])
+def test_a_switch_is_off_otherwise(spelled: Any) -> None:
+    """What the engine takes for false, or refuses, is off."""
+    assert read(CHAT, max_tokens=50, ignore_eos=spelled).min_tokens == 0
+
+
+def test_an_answer_without_an_end_is_a_long_one() -> None:
+    """ignore_eos without a limit goes on until the model's context is full."""
+    assert read(CHAT, ignore_eos=True).min_tokens == UNTIL_FULL_TOKENS
+
+
+def test_scores_and_decisions_are_read_by_their_size() -> None:
+    """vLLM makes one token an item of 8 + 4 characters, and a label for each question."""
+    scored = read("/generative_scoring", query="12345678", items=["1234", "1234"], n=7)
+    assert scored == GenerationRequest((Prompt(None, 2 * 2.0 + 2 * 1.0, 2),), 1)
+    asked = read("/v1/systemone", state="12345678", questions={"a": {"type": "x"}, "b": {}})
+    assert asked.prompts == (Prompt(None, 2.0, 2),)
+    assert texts("/cohere/v2/chat", messages=[{"role": "user", "content": "hi"}]) == ["hi"]
+
+
+def test_what_could_not_be_read_counts_by_its_size() -> None:
+    """4,000 bytes are taken for a prompt of 1,000 tokens without text."""
+    assert unread_request(4000).prompts == (Prompt(None, 1000.0),)
+
+
+def test_of_a_long_text_start_and_end_are_kept() -> None:
+    """Three quarters from the start, one from the end: where rankers read."""
+    assert head_and_tail("abcdefghij", 4) == "abcj"
+    assert head_and_tail("abcd", 4) == "abcd"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """A ranker folder and its scores."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -200,6 +201,20 @@ def test_only_the_start_of_a_prompt_is_read(encoder):
 def test_a_lone_surrogate_becomes_a_question_mark():
     """JSON may hold one, UTF-8 may not."""
     assert tokenizable(["a\ud800b"], 8) == ["a?b"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("expected_tokens", [1.0, float("inf")]), ("score_quantiles", [float("nan"), 1.0])],
+)
+def test_numbers_that_are_not_finite_are_refused_with_their_field(tmp_path, field, value):
+    """json writes NaN and Infinity; in a calibration they would reach every request's place."""
+    folder = shutil.copytree(boxed_ranker(), tmp_path / "ranker")
+    info = json.loads((folder / "ranker.json").read_text()) | {field: value}
+    (folder / "ranker.json").write_text(json.dumps(info))
+
+    with pytest.raises(RankerError, match=rf"ranker\.json: damaged: field '{field}\[\d\]' holds"):
+        Ranker.load(folder)
 
 
 def test_the_boxed_ranker_puts_a_story_after_a_sum():

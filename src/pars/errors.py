@@ -32,6 +32,16 @@ class RankerError(ParsError):
     """A ranker cannot be loaded or scored with."""
 
 
+def one_line(text: object, max_chars: int = 500) -> str:
+    """
+    `text` as it may stand in a log: short, and without characters that could forge a line of it.
+
+    Whatever a client sent may be in an exception's text, line breaks and escape sequences too.
+    """
+    cut = str(text)[:max_chars]
+    return "".join(it if it.isprintable() else ascii(it)[1:-1] for it in cut)
+
+
 class MissingExtra(ParsError):
     """An optional dependency is not installed."""
 

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pars.errors import RankerError
+from pars.errors import RankerError, one_line
 from pars.ranking.ranker import Ranker
 from pars.scheduling.priority import Calibration
 
@@ -168,5 +168,5 @@ async def keep_fresh(ranker: LiveRanker, every_s: float, on_result: Callable[[st
                 log.info("loaded the ranker in %s", ranker.folder)
                 on_result("loaded")
         except Exception as error:  # a reload must never end the loop that would repair it
-            log.error("the ranker stays as it is: %s", error)
+            log.error("the ranker stays as it is: %s", one_line(error))
             on_result("failed")

@@ -9,6 +9,7 @@ A trained ranker as a folder, and its scores. Needs ONNX Runtime and tokenizers,
 """
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -39,6 +40,7 @@ WORTH_INT8 = 1.2  # times as fast: below that, the exact scores are worth more
 PROMPTS_PER_PASS = {"encoder": 16, "lite": 64}
 MOST_PADDING = {"encoder": 8, "lite": 128}  # tokens of a pass: more cost more than another pass
 MOST_THREADS = 4
+PROBES = ("Is this ranker whole?", "", "Name a sea.\n" * 200)  # scored once it is loaded
 CHARS_PER_TOKEN = 64  # a prompt is cut to this many characters a token before it is tokenized
 
 FloatArray = NDArray[np.float32]
@@ -95,6 +97,7 @@ class RankerInfo:
             raise RankerError(f"{folder}: not a ranker folder: {INFO_FILE} is missing") from None
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise RankerError(f"{path}: damaged: {error}") from error
+        _check_finite(path, values)
         if info.format_version > FORMAT_VERSION or info.kind not in PROMPTS_PER_PASS:
             raise RankerError(
                 f"{path}: kind {info.kind!r}, format {info.format_version}: made for a later pars; "
@@ -105,6 +108,23 @@ class RankerInfo:
     def write(self, folder: Path) -> None:
         """Write ranker.json into `folder`, whole or not at all."""
         write_json(folder / INFO_FILE, asdict(self))
+
+
+def _check_finite(path: Path, value: Any, name: str = "") -> None:
+    """
+    Refuse NaN and infinity anywhere in ranker.json: they would reach every request's place.
+
+    Raises:
+        RankerError: names the field.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        raise RankerError(f"{path}: damaged: field {name!r} holds {value}, no finite number")
+    parts = value.items() if isinstance(value, dict) else ()
+    for inner_name, inner in parts:
+        _check_finite(path, inner, f"{name}.{inner_name}" if name else inner_name)
+    if isinstance(value, list):
+        for place, inner in enumerate(value):
+            _check_finite(path, inner, f"{name}[{place}]")
 
 
 def boxed_ranker() -> Path:
@@ -155,9 +175,14 @@ class Ranker:
         session, precision = _fastest_session(folder, num_threads, precision)
         ranker = cls(folder, info, prepare, session, precision)
         try:
-            ranker.score(["Is this ranker whole?"])
+            scores = ranker.score(PROBES)
         except Exception as error:  # whatever the runtime raises, the folder is what is wrong
             raise RankerError(f"{folder}: cannot score: {_first_line(error)}") from error
+        if not np.isfinite(scores).all():
+            raise RankerError(
+                f"{folder / MODEL_FILE}: damaged: its scores are not finite; train or export"
+                " the ranker again"
+            )
         return ranker
 
     def score(self, prompts: Sequence[str]) -> FloatArray:

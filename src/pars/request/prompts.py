@@ -15,21 +15,42 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic_core import SchemaValidator, ValidationError, core_schema
+
 from pars.request.conversation import prompt_of, text_of, with_note, without_answer
+from pars.request.fields import Unread
 
 CHARS_PER_TOKEN = (
     4.0  # English text in the tokenizers of today's models; only feeds the prompt's cost
 )
 MAX_COUNT = 1 << 31  # no request asks for more tokens or answers; keeps arithmetic in range
 DEFAULT_COMPLETION_TOKENS = 16  # the OpenAI default of /v1/completions; vLLM and SGLang keep it
+DECISION_TOKENS = 8  # of a structured decision: a label
+UNTIL_FULL_TOKENS = 8192  # taken for an answer that only the model's context ends
+MEDIA_TOKENS = 1024.0  # an image, a sound or a file beside the text; encoders give 256 to 2,880
+MEDIA = frozenset(("image", "audio", "video", "file", "document"))
+MOST_PROMPTS = 64  # of a list that are told apart; the rest count together
+MOST_MESSAGES = 512  # the newest of a conversation, in which its note and its question are sought
+
+# As vLLM's and SGLang's own models (pydantic, lax mode) take a number or a switch.
+_AS_INT = SchemaValidator(core_schema.int_schema())
+_AS_BOOL = SchemaValidator(core_schema.bool_schema())
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One prompt of a request. `text` is None where there is none to read (token ids, images)."""
+    """
+    One prompt of a request, or several that are not told apart.
+
+    Attributes:
+        text: None where there is none to read (token ids, images).
+        num_tokens: Of the prompt; of several, of all together.
+        num_prompts: How many it stands for.
+    """
 
     text: str | None
     num_tokens: float
+    num_prompts: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +75,23 @@ def read_request(path: str, body: Any) -> GenerationRequest | None:
     return reader(body if isinstance(body, dict) else {})
 
 
+def unread_request(num_bytes: int) -> GenerationRequest:
+    """
+    What a body that could not be read is taken to ask for: a prompt of its size.
+
+    Whoever hides a prompt (padding, odd encodings) gains nothing by it.
+    """
+    return GenerationRequest((Prompt(None, num_bytes / CHARS_PER_TOKEN),))
+
+
+def head_and_tail(text: str, max_chars: int) -> str:
+    """Of a longer text its first three quarters of `max_chars` and its last quarter."""
+    if len(text) <= max_chars:
+        return text
+    num_last = max_chars // 4
+    return text[: max_chars - num_last] + text[len(text) - num_last :]
+
+
 def reader_of(path: str) -> "Reader | None":
     """The reader for `path`, under any root path or prefix (`/team-a/v1/completions`)."""
     for suffix, reader in READERS.items():
@@ -67,8 +105,9 @@ Reader = Callable[[Body], GenerationRequest]
 
 
 def _completions(body: Body) -> GenerationRequest:
-    max_tokens = body.get("max_tokens", DEFAULT_COMPLETION_TOKENS)
-    return _request(body, tuple(_prompts(body.get("prompt"))), max_tokens)
+    limit = body.get("max_tokens")
+    limit = DEFAULT_COMPLETION_TOKENS if limit is None else limit
+    return _request(body, tuple(_prompts(body.get("prompt"))), limit)
 
 
 def _chat(body: Body) -> GenerationRequest:
@@ -91,11 +130,30 @@ def _responses(body: Body) -> GenerationRequest:
     prompt = _plain(asked) if isinstance(asked, str) else _conversation(asked)
     extra = len(text) if isinstance(text := body.get("instructions"), str) else 0
     prompt = Prompt(prompt.text, prompt.num_tokens + extra / CHARS_PER_TOKEN)
-    return _request(body, (prompt,), body.get("max_output_tokens"))
+    switches = {"ignore_eos": body.get("ignore_eos")}  # this path has neither n nor min_tokens
+    return _request(switches, (prompt,), body.get("max_output_tokens"))
+
+
+def _scoring(body: Body) -> GenerationRequest:
+    """vLLM's /generative_scoring: one token for each item, behind the same query."""
+    query, items = _tokens_in(body.get("query")), body.get("items")
+    num_items = len(items) if isinstance(items, list) and items else 1
+    if isinstance(items, Unread):
+        num_items = items.num_commas + 1
+    return GenerationRequest((Prompt(None, num_items * query + _tokens_in(items), num_items),), 1)
+
+
+def _decisions(body: Body) -> GenerationRequest:
+    """vLLM's /v1/systemone: a token or few for each question about one state."""
+    questions = body.get("questions")
+    num_questions = max(1, len(questions)) if isinstance(questions, dict | list) else 1
+    told = sum(_tokens_in(body.get(name)) for name in ("state", "instructions", "questions"))
+    return GenerationRequest((Prompt(None, told, num_questions),), DECISION_TOKENS)
 
 
 def _messages(body: Body) -> GenerationRequest:
-    return _request(body, (_conversation(body.get("messages")),), body.get("max_tokens"))
+    """Anthropic's and Cohere's chats, which have none of vLLM's own fields."""
+    return _request({}, (_conversation(body.get("messages")),), body.get("max_tokens"))
 
 
 def _native(body: Body) -> GenerationRequest:
@@ -126,6 +184,9 @@ READERS: dict[str, Reader] = {
     "/v1/chat/completions/batch": _batch_chat,
     "/inference/v1/generate": _native,
     "/generate": _native,
+    "/generative_scoring": _scoring,
+    "/v1/systemone": _decisions,
+    "/cohere/v2/chat": _messages,
     "/invocations": _any_shape,
 }
 
@@ -133,17 +194,30 @@ READERS: dict[str, Reader] = {
 def _request(body: Body, prompts: tuple[Prompt, ...], max_tokens: Any) -> GenerationRequest:
     limit = _count(max_tokens)
     least = _count(body.get("min_tokens")) or 0
-    if body.get("ignore_eos") is True and limit is not None:
-        least = limit
+    if _switch(body.get("ignore_eos")):
+        least = UNTIL_FULL_TOKENS if limit is None else limit
     num_answers = max(_count(body.get("n")) or 1, _count(body.get("best_of")) or 1)
     return GenerationRequest(prompts or (Prompt(None, 0.0),), limit, least, num_answers)
 
 
 def _count(value: Any) -> int | None:
-    """A JSON number as a count from 0 to MAX_COUNT; None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
-        return None
-    return int(min(max(value, 0), MAX_COUNT))
+    """What the engine makes a count of (2, 2.0, " 2 "), from 0 to MAX_COUNT; None otherwise."""
+    if type(value) is not int:
+        try:
+            value = None if value is None else _AS_INT.validate_python(value)
+        except ValidationError:
+            return None
+    return None if value is None else min(max(value, 0), MAX_COUNT)
+
+
+def _switch(value: Any) -> bool:
+    """What the engine makes a switch of (true, 1, "yes"); False for anything else."""
+    if type(value) is not bool:
+        try:
+            return value is not None and _AS_BOOL.validate_python(value)
+        except ValidationError:
+            return False
+    return value
 
 
 def _prompts(prompt: Any) -> Iterator[Prompt]:
@@ -151,13 +225,35 @@ def _prompts(prompt: Any) -> Iterator[Prompt]:
     if isinstance(prompt, str):
         yield _plain(prompt)
     elif isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list):
-        for item in prompt:
-            yield _plain(item) if isinstance(item, str) else Prompt(None, _num_ids(item))
+        yield from map(_one_of_many, prompt[:MOST_PROMPTS])
+        if rest := prompt[MOST_PROMPTS:]:
+            yield Prompt(None, sum(map(_tokens_in, rest)), len(rest))
+    elif isinstance(prompt, Unread):
+        # Of texts, each comma may part two prompts; of token ids, each list is one.
+        num_prompts = prompt.num_commas + 1 if prompt.has_text else prompt.num_lists - 1
+        yield Prompt(None, _tokens_in(prompt), max(1, num_prompts))
     else:
-        yield Prompt(None, _num_ids(prompt))
+        yield Prompt(None, _tokens_in(prompt))
 
 
-def _num_ids(value: Any) -> float:
+def _one_of_many(prompt: Any) -> Prompt:
+    return _plain(prompt) if isinstance(prompt, str) else Prompt(None, _tokens_in(prompt))
+
+
+def _tokens_in(value: Any) -> float:
+    """Tokens of a text, of token ids, or of a list of these; by its size of what was not built."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list) and value and isinstance(value[0], str | list | dict):
+        return sum(map(_tokens_of_one, value))
+    return _tokens_of_one(value)
+
+
+def _tokens_of_one(value: Any) -> float:
+    if isinstance(value, str):
+        return len(value) / CHARS_PER_TOKEN
+    if isinstance(value, Unread):
+        return value.num_bytes / CHARS_PER_TOKEN if value.has_text else value.num_commas + 1.0
     return float(len(value)) if isinstance(value, list) else 0.0
 
 
@@ -167,8 +263,25 @@ def _plain(text: str) -> Prompt:
 
 def _conversation(messages: Any) -> Prompt:
     """Scores the last user message with text; every message counts towards the prompt's tokens."""
-    told = messages if isinstance(messages, list) else ()
-    contents = (message.get("content") for message in told if isinstance(message, dict))
-    num_chars = sum(len(text_of(content)) for content in contents)
+    if isinstance(messages, Unread):
+        return Prompt(None, _tokens_in(messages))
+    told = messages if isinstance(messages, list) else []
+    num_tokens = sum(map(_tokens_of_message, told))
     # An answer at the end is one that the engine is to go on with, and not one that came before.
-    return Prompt(prompt_of(without_answer(told)), num_chars / CHARS_PER_TOKEN)
+    return Prompt(prompt_of(without_answer(told[-MOST_MESSAGES:])), num_tokens)
+
+
+def _tokens_of_message(message: Any) -> float:
+    content = message.get("content") if isinstance(message, dict) else None
+    if isinstance(content, str):
+        return len(content) / CHARS_PER_TOKEN
+    if not isinstance(content, list):
+        return 0.0
+    num_media = sum(isinstance(part, dict) and _is_media(part) for part in content)
+    return len(text_of(content)) / CHARS_PER_TOKEN + MEDIA_TOKENS * num_media
+
+
+def _is_media(part: dict[str, Any]) -> bool:
+    """Whether a part of a message is an image, a sound, a video or a file."""
+    kind = part.get("type")
+    return isinstance(kind, str) and kind.removeprefix("input_").split("_")[0] in MEDIA

@@ -2,69 +2,117 @@
 Sets the top-level `priority` of a JSON body, or takes it out; every other byte stays as it came.
 
 For engines that take a priority from the body only. Re-encoding would be simpler, but it changes
-what the client wrote: floats, escapes, repeated keys, the order of fields.
+what the client wrote: floats, escapes, repeated keys, the order of fields. All of it takes time
+linear in the body's size: a small body is gone through field by field; in a large one the client's
+own field is searched for by its name, and what was found is checked by a parser that skips values.
 """
 
 import json
 import re
 from collections.abc import Iterator
 
-_SPACE = re.compile(r"[ \t\n\r]*")
-_DECODER = json.JSONDecoder()
+import msgspec
+
+from pars.request.fields import SMALL_BYTES
+
 MAX_HELD_BYTES = 1 << 20  # of white space after the last brace of a body in pieces
+MOST_TRIED = 4  # places in a large body that look like the client's own field: the last ones
+_NAME = b'"priority"'
+_SPACES = b" \t\r\n"
+_SPACE = re.compile(r"[ \t\n\r]*")
+_SPACE_OF_BYTES = re.compile(rb"[ \t\n\r]*")
+_DECODER = json.JSONDecoder()
+
+
+class _Own(msgspec.Struct):
+    priority: msgspec.Raw = msgspec.Raw()
+
+
+_OWN = msgspec.json.Decoder(_Own)
 
 
 def with_priority(body: bytes, priority: int) -> bytes:
     """
     `body` with `priority` as its top-level field, whatever the client had put there.
 
+    Each of the client's own is overwritten where it stands. Where that cannot be told (in a large
+    body that has several, or spells the name with escapes) ours is added at the end: the last of
+    repeated keys counts in the parsers of vLLM and SGLang.
+
     Raises:
-        ValueError: the body is not a JSON object.
+        ValueError: the body cannot be a JSON object.
     """
-    encoding = json.detect_encoding(body)
-    text = body.decode(encoding, "surrogatepass")
-    spans, is_empty = _field_values(text, "priority")
-    value = str(priority)
-    if not spans:
-        end = text.rindex("}")
-        text = f'{text[:end]}{"" if is_empty else ","}"priority":{value}{text[end:]}'
-    for start, end in reversed(spans):
-        text = text[:start] + value + text[end:]
-    return text.encode("utf-8", "surrogatepass")
+    body, value = _as_utf8(body), str(priority)
+    if len(body) <= SMALL_BYTES:
+        text = body.decode("utf-8", "surrogatepass")
+        members = _read_members(text)
+        spans = [(start, end) for name, _, start, end in members or () if name == "priority"]
+        return _overwritten(text, spans, value) if spans else _appended(body, value)
+    return _overwritten_in_large(body, value.encode()) or _appended(body, value)
 
 
 def without_priority(body: bytes) -> bytes:
     """
     `body` without any top-level field `priority`, and with every other byte as it was.
 
+    Where it cannot be taken out (see `with_priority`), it is 0, which is what absent means.
+
     Raises:
         ValueError: the body is not a JSON object.
     """
-    if b"\0" not in body[:4] and b"priority" not in body and b"\\u" not in body:
-        return body  # in no spelling
-    encoding = json.detect_encoding(body)
-    text = body.decode(encoding, "surrogatepass")
-    members = list(_members(text))
-    if all(name != "priority" for name, _, _, _ in members):
+    if not _may_have_own(body):
         return body
-    # A field that stays takes along what stands between it and the next one.
-    next_starts = [start for _, start, _, _ in members[1:]] + [members[-1][3]]
-    kept = [index for index, member in enumerate(members) if member[0] != "priority"]
-    pieces = [text[: members[0][1]]]
-    pieces += [text[members[index][1] : next_starts[index]] for index in kept[:-1]]
-    pieces += [text[members[index][1] : members[index][3]] for index in kept[-1:]]
-    return "".join([*pieces, text[members[-1][3] :]]).encode("utf-8", "surrogatepass")
+    body = _as_utf8(body)
+    if len(body) <= SMALL_BYTES:
+        text = body.decode("utf-8", "surrogatepass")
+        members = _read_members(text)
+        if members is not None:
+            return _taken_out(text, members) if members else body
+    elif _own_value(body) == b"":
+        return body
+    return _overwritten_in_large(body, b"0") or _appended(body, "0")
 
 
-def _field_values(text: str, name: str) -> tuple[list[tuple[int, int]], bool]:
-    """Spans of the values of top-level fields called `name`, and whether there is no field."""
-    members = list(_members(text))
-    return [(start, end) for key, _, start, end in members if key == name], not members
+def _may_have_own(body: bytes) -> bool:
+    """Whether the name stands there in any spelling or encoding."""
+    return b"priority" in body or b"\\u" in body or b"\0" in body[:4]
 
 
-def _members(text: str) -> Iterator[tuple[str, int, int, int]]:
+def _as_utf8(body: bytes) -> bytes:
+    """The body in UTF-8 without a byte order mark: engines read UTF-16 and UTF-32 too."""
+    encoding = json.detect_encoding(body)
+    if encoding == "utf-8":
+        return body
+    return body.decode(encoding, "surrogatepass").encode("utf-8", "surrogatepass")
+
+
+def _appended(body: bytes, value: str) -> bytes:
+    """The object with one more field at its end."""
+    end = len(body.rstrip(_SPACES)) - 1
+    before = body[: max(end, 0)].strip(_SPACES)
+    if body[end : end + 1] != b"}" or not before.startswith(b"{"):
+        raise ValueError("the body is not a JSON object")
+    field = b"%s%s:%s" % (b"" if before == b"{" else b",", _NAME, value.encode())
+    return body[:end] + field + body[end:]
+
+
+# A small body, gone through field by field
+
+
+Member = tuple[str, int, int, int]  # name, where it starts, where its value starts and ends
+
+
+def _read_members(text: str) -> list[Member] | None:
+    """The top-level fields; None where Python's parser cannot read them (but others might)."""
+    try:
+        return list(_members(text))
+    except RecursionError:
+        return None
+
+
+def _members(text: str) -> Iterator[Member]:
     """
-    Each top-level field: name, where it starts, where its value starts and ends.
+    Each top-level field.
 
     Raises:
         ValueError: the text is not a JSON object.
@@ -85,8 +133,69 @@ def _members(text: str) -> Iterator[tuple[str, int, int, int]]:
         at = _after_space(text, at + 1)
 
 
+def _overwritten(text: str, spans: list[tuple[int, int]], value: str) -> bytes:
+    pieces, at = [], 0
+    for start, end in spans:
+        pieces += [text[at:start], value]
+        at = end
+    return "".join([*pieces, text[at:]]).encode("utf-8", "surrogatepass")
+
+
+def _taken_out(text: str, members: list[Member]) -> bytes:
+    # A field that stays takes along what stands between it and the next one.
+    next_starts = [start for _, start, _, _ in members[1:]] + [members[-1][3]]
+    kept = [index for index, member in enumerate(members) if member[0] != "priority"]
+    pieces = [text[: members[0][1]]]
+    pieces += [text[members[index][1] : next_starts[index]] for index in kept[:-1]]
+    pieces += [text[members[index][1] : members[index][3]] for index in kept[-1:]]
+    return "".join([*pieces, text[members[-1][3] :]]).encode("utf-8", "surrogatepass")
+
+
 def _after_space(text: str, at: int) -> int:
     match = _SPACE.match(text, at)
+    return match.end() if match else at
+
+
+# A large body, searched
+
+
+def _overwritten_in_large(body: bytes, value: bytes) -> bytes | None:
+    """The body with `value` as its own priority; None where its place cannot be told."""
+    own = _own_value(body)
+    if not own:
+        return None
+    for start in _mentions(body):
+        if body.startswith(own, start):
+            changed = body[:start] + value + body[start + len(own) :]
+            if _own_value(changed) == value:
+                return changed
+    return None
+
+
+def _own_value(body: bytes) -> bytes | None:
+    """The bytes of the top-level `priority`, the last one; empty: there is none; None: unknown."""
+    if not _may_have_own(body):
+        return b""
+    try:
+        return bytes(_OWN.decode(body).priority)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return None
+
+
+def _mentions(body: bytes) -> Iterator[int]:
+    """Where values of fields called `priority`, at any depth, begin: the last few, last first."""
+    at = len(body)
+    for _ in range(MOST_TRIED):
+        at = body.rfind(_NAME, 0, at)
+        if at < 0:
+            return
+        colon = _after_space_of_bytes(body, at + len(_NAME))
+        if body[colon : colon + 1] == b":":
+            yield _after_space_of_bytes(body, colon + 1)
+
+
+def _after_space_of_bytes(body: bytes, at: int) -> int:
+    match = _SPACE_OF_BYTES.match(body, at)
     return match.end() if match else at
 
 

@@ -121,8 +121,9 @@ def cost_tokens(
     for prompt, tokens in zip(request.prompts, expected_tokens, strict=True):
         tokens = max(tokens, 1.0)  # no answer is shorter, however long its prompt
         answer = min(max(tokens, request.min_tokens), limit) if obey_limits else tokens
-        answers += request.num_answers * answer
-        work += request.num_answers * answer + PROMPT_TOKEN_WORK * prompt.num_tokens
+        num_answers = request.num_answers * prompt.num_prompts
+        answers += num_answers * answer
+        work += num_answers * answer + PROMPT_TOKEN_WORK * prompt.num_tokens
     return math.sqrt(answers * work)
 
 

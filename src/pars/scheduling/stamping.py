@@ -17,15 +17,15 @@ def stamped(
     if engine.wants_header(scope["path"]):
         headers = [*scope["headers"], (PRIORITY_HEADER, b"%d" % priority)]
         return {**scope, "headers": headers}, body.replay(receive)
-    if body.is_object:
-        with suppress(ValueError, RecursionError):
+    if body.outcome is None:
+        with suppress(ValueError):  # no JSON object: the engine will say so
             added = body.replace(with_priority(body.content(), priority))
             return _lengthened(scope, added), body.replay(receive)
     if body.outcome in TOO_MUCH:
         appender = PriorityAppender(priority)
         receive = _appending(appender, body.replay(receive))
         return _lengthened(scope, appender.num_added_bytes), receive
-    return scope, body.replay(receive)  # not JSON: the engine will say so
+    return scope, body.replay(receive)
 
 
 def unstamped(scope: Scope, body: HeldBody, receive: Receive) -> tuple[Scope, Receive]:

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from pydantic import ValidationError
 from starlette.types import Receive, Scope, Send
 
-from pars.errors import ParsError
+from pars.errors import ParsError, one_line
 from pars.ranking.batching import Batcher, BatcherClosed, QueueFull
 from pars.score_service.api import Operation
 
@@ -140,7 +140,7 @@ class ScoreEndpoint:
         except BatcherClosed as error:
             raise Refusal(503, str(error), RETRY_SOON) from None
         except ParsError as error:
-            log.error("a batch was not scored: %s", error)
+            log.error("a batch was not scored: %s", one_line(error))
             raise Refusal(500, str(error)) from None
         finally:
             client.end()

@@ -10,7 +10,6 @@ here, the request goes on with a neutral priority and a counter rises.
 """
 
 import asyncio
-import json
 import logging
 import sys
 import time
@@ -19,8 +18,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from pars.errors import one_line
 from pars.outcomes.metrics import DriftMetrics, OutcomeMetrics, ServeMetrics
 from pars.outcomes.queue_order import OrderJudge
 from pars.outcomes.ranker_judge import RankerJudge
@@ -30,7 +30,15 @@ from pars.outcomes.writer import OutcomeWriter
 from pars.ranking.batching import Batcher, QueueFull
 from pars.ranking.live_ranker import Expectation, LiveRanker, keep_fresh
 from pars.request.body import ASGIApp, ByteBudget, HeldBody, Message, Receive, Scope, Send
-from pars.request.prompts import GenerationRequest, Prompt, Reader, reader_of
+from pars.request.fields import SMALL_BYTES, read_fields
+from pars.request.prompts import (
+    GenerationRequest,
+    Prompt,
+    Reader,
+    head_and_tail,
+    reader_of,
+    unread_request,
+)
 from pars.scheduling.engines import ENGINES, Engine, engine_of_host, scheduling_policy
 from pars.scheduling.priority import cost_tokens
 from pars.scheduling.stamping import stamped, unstamped, without
@@ -42,6 +50,7 @@ from pars.serving.settings import Settings, unknown_variables
 # vLLM shows what its own loggers say, so that is where to speak inside it.
 log = logging.getLogger("vllm.pars" if "vllm" in sys.modules else "pars")
 
+_T = TypeVar("_T")
 SECONDS_BETWEEN_WARNINGS = 60.0
 NO_TEXT = GenerationRequest((Prompt(None, 0.0),))
 MAX_NAME_CHARS = 256  # of a model's or a request's name, kept until the answer ends
@@ -139,7 +148,7 @@ class PriorityMiddleware:
             engine = self.known.engine
             if not engine.takes_priority:
                 self.metrics.count("unordered")
-                scope, receive = unstamped(scope, body, receive)
+                scope, receive = await _aside(body.num_bytes, unstamped, scope, body, receive)
                 await self.app(scope, receive, send)
                 return
             began_s = time.perf_counter()
@@ -155,14 +164,16 @@ class PriorityMiddleware:
                 app = partial(self._recorder.follow, app, decided)
             # Not the prompts nor the body: what follows takes as long as the answer.
             del asked, content
-            scope, receive = stamped(engine, scope, body, priority, receive)
+            scope, receive = await _aside(
+                body.num_bytes, stamped, engine, scope, body, priority, receive
+            )
             await app(scope, receive, send)
 
     async def _asked(self, reader: Reader, body: HeldBody, wish: Wish) -> _Asked:
         """The request, scored if it can be. Never raises."""
         asked = _Asked()
         try:
-            self._read(reader, body, asked)
+            await self._read(reader, body, asked)
             if wish.priority is not None:
                 asked.decision = "trusted"
             elif asked.decision == "scored":
@@ -201,7 +212,7 @@ class PriorityMiddleware:
         """What is known of the request by now, without its texts unless they are to be kept."""
         first = asked.expectations[0] if asked.expectations else None
         texts, writer = asked.texts, self._writer
-        text = texts[0][: self.settings.max_prompt_chars] if texts and writer else None
+        text = head_and_tail(texts[0], self.settings.max_prompt_chars) if texts and writer else None
         outcome = Outcome(
             arrival_s=arrival_s,
             path=path[-MAX_NAME_CHARS:],
@@ -219,28 +230,26 @@ class PriorityMiddleware:
         )
         return Decided(outcome=outcome, began_s=began_s, request_id=asked.request_id)
 
-    def _read(self, reader: Reader, body: HeldBody, asked: _Asked) -> None:
+    async def _read(self, reader: Reader, body: HeldBody, asked: _Asked) -> None:
         asked.decision = body.outcome or "undecodable"
+        asked.request = unread_request(body.num_bytes)
         if body.outcome is not None:
             return
-        try:
-            parsed = json.loads(body.content())
-        except (ValueError, RecursionError):
+        fields = await _aside(body.num_bytes, read_fields, body.content())
+        if fields is None:
             return
-        if not isinstance(parsed, dict):
-            return
-        body.is_object = True
         asked.decision = "error"
-        asked.request = reader(parsed)
-        asked.model, asked.request_id = _name(parsed, "model"), _name(parsed, "request_id")
+        asked.request = reader(fields)
+        asked.model, asked.request_id = _name(fields, "model"), _name(fields, "request_id")
         asked.decision = "scored" if asked.texts else "no_text"
 
     async def _expectations(self, texts: list[str]) -> list[Expectation]:
-        """What is expected of the first `max_prompts` texts, within the bounds on time and work."""
-        cut = [
-            text[: self.settings.max_prompt_chars] for text in texts[: self.settings.max_prompts]
-        ]
-        return await self._scored(self._batcher.submit(cut))
+        """
+        What is expected of the first `max_prompts` texts, within the bounds on time and work.
+
+        A ranker is shown whole texts, as in training: it reads a bounded part of one by itself.
+        """
+        return await self._scored(self._batcher.submit(texts[: self.settings.max_prompts]))
 
     def _expected_tokens(self, asked: _Asked) -> list[float]:
         """
@@ -360,7 +369,15 @@ class PriorityMiddleware:
         now_s = time.monotonic()
         if now_s >= self._quiet_until_s:
             self._quiet_until_s = now_s + SECONDS_BETWEEN_WARNINGS
-            log.warning("requests go on unscored: %s: %s", type(error).__name__, error)
+            told = one_line(error)
+            log.warning("requests go on unscored: %s: %s", type(error).__name__, told)
+
+
+async def _aside(num_bytes: int, do: Callable[..., _T], *arguments: Any) -> _T:
+    """`do` beside the event loop if that takes milliseconds, so that nobody else waits for it."""
+    if num_bytes <= SMALL_BYTES:
+        return do(*arguments)
+    return await asyncio.to_thread(do, *arguments)
 
 
 def _name(body: dict[str, Any], field: str) -> str | None:

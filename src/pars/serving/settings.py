@@ -138,7 +138,12 @@ class Settings:
     max_prompts: int = _setting(
         16, "of one request that are scored; the others get their mean", least=1
     )
-    max_prompt_chars: int = _setting(8192, "of a prompt that the ranker sees", least=1)
+    max_prompt_chars: int = _setting(
+        8192,
+        "of a prompt that an outcome keeps: of a longer one three quarters from its start and one"
+        " from its end, which is where rankers read",
+        least=1,
+    )
     max_queued_prompts: int = _setting(1024, "that wait for the ranker", least=1)
     trusted_proxies: str = _setting("", "networks, `10.0.0.0/8, ::1`")
     trusted_secret: str = _setting(

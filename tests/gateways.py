@@ -95,8 +95,13 @@ def scripted_upstream(serve: Callable[[socket.socket, int], None]) -> Iterator[s
 
 def read_head(connection: socket.socket) -> bytes:
     """Bytes up to and with the empty line that ends a head; what follows may come along."""
+    return read_until(connection, b"\r\n\r\n")
+
+
+def read_until(connection: socket.socket, end: bytes) -> bytes:
+    """Bytes up to and with `end`; what follows may come along."""
     data = b""
-    while b"\r\n\r\n" not in data:
+    while end not in data:
         piece = connection.recv(65536)
         if not piece:
             return data

@@ -22,11 +22,12 @@ from gateways import (
     read_all,
     read_head,
     read_request,
+    read_until,
     scripted_upstream,
 )
 from pars.cli.main import commands
 from pars.errors import ParsError
-from pars.serving.exchange import end_to_end
+from pars.serving.header_fields import end_to_end
 from pars.serving.upstream import Upstream
 
 from fake_engine import FakeEngine
@@ -70,9 +71,9 @@ def test_request_reaches_the_upstream_byte_for_byte(tmp_path: Path) -> None:
         exchange(url, sent)
     host = up.removeprefix("http://")
     assert seen == [
-        f"POST /a%2Fb/%C3%A9/../x?q=1&q=%20&&z HTTP/1.1\r\nhost: {host}\r\n"
+        f"POST /a%2Fb/%C3%A9/../x?q=1&q=%20&&z HTTP/1.1\r\nHost: {host}\r\n"
         "x-twice: one\r\nx-twice: two\r\naccept-encoding: br\r\n"
-        f"content-length: {len(body)}\r\n\r\n".encode()
+        f"Content-Length: {len(body)}\r\n\r\n".encode()
         + body
     ]
 
@@ -135,14 +136,35 @@ def test_statuses_without_body(tmp_path: Path, status: int) -> None:
 
 
 def test_chunked_request_bodies_pass_in_pieces(tmp_path: Path) -> None:
-    """A chunked body arrives chunked with the same bytes, as it is sent."""
-    engine = FakeEngine()
-    with engine.served() as up, gateway_to(up, tmp_path) as (url, _):
-        pieces = iter([b"ab", b"c" * 70_000, b"d"])
-        assert httpx.post(f"{url}/echo", content=pieces).content == b"ab" + b"c" * 70_000 + b"d"
-    headers = dict(engine.asked[-1].headers)
-    assert headers[b"transfer-encoding"] == b"chunked"
-    assert b"content-length" not in headers
+    """A chunked body arrives chunked with the same bytes, each piece as it is sent."""
+    came: list[bytes] = []
+    has_piece = threading.Event()
+
+    def serve(connection: socket.socket, index: int) -> None:
+        came.append(read_until(connection, b"2\r\nab\r\n"))
+        has_piece.set()
+        came.append(read_until(connection, b"0\r\n\r\n"))
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+    with scripted_upstream(serve) as up, gateway_to(up, tmp_path) as (url, _), connect(url) as it:
+        it.sendall(b"POST /x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n")
+        assert has_piece.wait(DEADLINE_S)
+        it.sendall(b"3;x=y\r\ncde\r\n0\r\nX-Trailer: 1\r\n\r\n")
+        assert read_head(it).startswith(b"HTTP/1.1 200 ")
+    assert b"transfer-encoding: chunked" in came[0].lower()
+    assert b"content-length" not in came[0].lower()
+    assert came[1] == b"3\r\ncde\r\n0\r\n\r\n"
+
+
+def test_a_body_that_is_here_whole_is_framed_by_its_length(tmp_path: Path) -> None:
+    """How a body is framed is made anew: chunks that came at once go on with their length."""
+    seen: list[bytes] = []
+    ok = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
+    head = f"POST {COMPLETIONS} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n".encode()
+    with scripted_upstream(answering(ok, seen)) as up, gateway_to(up, tmp_path) as (url, _):
+        exchange(url, head + b"Transfer-Encoding: chunked\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\n\r\n")
+    assert seen[0].endswith(b"Content-Length: 3\r\n\r\nabc")
+    assert b"transfer-encoding" not in seen[0].lower()
 
 
 def test_response_until_close_is_whole(tmp_path: Path) -> None:

@@ -31,13 +31,17 @@ from gateways import (
     read_request,
     scripted_upstream,
 )
-from pars.serving.client_protocol import MAX_HEAD_BYTES, ClientProtocol
+from pars.serving.client_protocol import MAX_OVERHEAD_BYTES, ClientProtocol
 
 from fake_engine import FakeEngine
 from serving import DEADLINE_S, eventually
 
 COMPLETIONS = "/v1/completions"
 ASK = {"prompt": "x"}
+
+
+class HastyProtocol(ClientProtocol):
+    head_timeout_s = body_timeout_s = 0.2
 
 
 def error_code(answer: httpx.Response) -> tuple[int, str]:
@@ -265,17 +269,13 @@ def test_a_body_that_stops_coming_is_408(tmp_path: Path, path: str) -> None:
     """A client that announces a body and stops in the middle gets a 408, not a slot for ever."""
     with (
         FakeEngine().served() as up,
-        gateway_to(up, tmp_path, body_timeout_s=0.2) as (url, app),
+        gateway_to(up, tmp_path, protocol=HastyProtocol) as (url, app),
         connect(url) as slow,
     ):
         slow.sendall(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nab".encode())
         assert httpx.post(url + COMPLETIONS, json=ASK).status_code == 200
         assert read_all(slow).startswith(b"HTTP/1.1 408 ")
         eventually(lambda: app.middleware.byte_budget.num_bytes == 0)
-
-
-class HastyProtocol(ClientProtocol):
-    head_timeout_s = 0.2
 
 
 @pytest.mark.parametrize("begun", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nX: a"])
@@ -299,7 +299,7 @@ def test_a_head_without_end_is_cut(tmp_path: Path) -> None:
         connect(url) as it,
         pytest.raises(ConnectionError),
     ):
-        it.sendall(b"GET / HTTP/1.1\r\n" + b"X: 1\r\n" * (20 * MAX_HEAD_BYTES))
+        it.sendall(b"GET / HTTP/1.1\r\n" + b"X: 1\r\n" * (20 * MAX_OVERHEAD_BYTES))
 
 
 def test_pipelined_requests_get_their_answers_in_order(tmp_path: Path) -> None:
@@ -361,7 +361,9 @@ async def faulty_upstream(reader: asyncio.StreamReader, writer: asyncio.StreamWr
     """Does with each request what its body says, and answers with its name."""
     try:
         while head := await reader.readuntil(b"\r\n\r\n"):
-            [length] = [line for line in head.split(b"\r\n") if line.startswith(b"content-length")]
+            [length] = [
+                line for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")
+            ]
             asked = json.loads(await reader.readexactly(int(length.split(b":")[1])))
             name = asked["user"].encode()
             fault = asked["fault"]

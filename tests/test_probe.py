@@ -13,7 +13,11 @@ from fake_engine import FakeEngine
 
 
 def obeys(url: str, engine: str = "vllm") -> bool:
-    return asyncio.run(Probe(Upstream(url), ENGINES[engine], patience_s=1.0).obeys_priority())
+    async def ask() -> bool:
+        async with Upstream(url) as upstream:
+            return await Probe(upstream, ENGINES[engine], patience_s=1.0).obeys_priority()
+
+    return asyncio.run(ask())
 
 
 @pytest.mark.parametrize("num_slots", [1, 5])

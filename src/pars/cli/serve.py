@@ -78,6 +78,7 @@ def serve(
     """Score prompts over HTTP: /score, /score_batch, /compare, /compare_batch; docs at /docs."""
     from pars.score_service.endpoint import Limits
     from pars.score_service.server import create_app, facts_of, scorer_from
+    from pars.serving.client_protocol import ClientProtocol
 
     limits = Limits(
         max_queued_prompts=max_queued_prompts,
@@ -94,6 +95,7 @@ def serve(
         port,
         f"ranker {facts['model_name']} ({facts['model_path']}) listens on {{url}}"
         " - docs at /docs, stop with Ctrl-C",
+        {"http": ClientProtocol},
     )
 
 
@@ -121,6 +123,8 @@ def setting_option(name: str) -> Callable[[Any], Any]:
 @setting_option("ranker")
 @setting_option("engine")
 @setting_option("max_overtake_s")
+@setting_option("upstream_api_key_file")
+@setting_option("upstream_ca_file")
 @setting_option("outcomes")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
@@ -169,15 +173,24 @@ def gateway(
     """
     Proxy an OpenAI-compatible server and give each request a priority, so that short ones go first.
 
-    PARS_API_KEYS, separated by commas, are asked of clients. More settings: docs/serving.md.
+    PARS_API_KEYS, separated by commas, are asked of clients; PARS_UPSTREAM_API_KEY is sent to the
+    upstream. More settings: docs/serving.md.
     """
     from pars.serving.gateway import UVICORN_OPTIONS, Gateway
     from pars.serving.upstream import Upstream
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     upstream = _the_one(upstreams)
-    server = Upstream(upstream, timeout_s=timeout_s, max_connections=max_connections)
     settings = Settings.from_env(**chosen)
+    server = Upstream(
+        upstream,
+        timeout_s=timeout_s,
+        max_connections=max_connections,
+        api_key=settings.upstream_key,
+        ca_file=settings.upstream_ca_file,
+    )
+    if server.proxy:
+        log.info("the upstream is asked through the proxy that the environment names")
     for line in unknown_variables():
         log.warning("%s", line)
     if probe:

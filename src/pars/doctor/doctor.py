@@ -28,9 +28,8 @@ from pars.outcomes.records import OutcomesRead, read_outcomes
 from pars.scheduling.engines import ENGINES, FOREIGN, NONE, Engine, EngineTold, contradictions
 from pars.scheduling.priority import DEFAULT_MAX_OVERTAKE_S
 from pars.serving.engine_watch import NotTold, ask_engine
-from pars.serving.exchange import UpstreamError
 from pars.serving.gateway import HEALTH_PATH, METRICS_PATH
-from pars.serving.upstream import Upstream
+from pars.serving.upstream import Upstream, UpstreamError
 
 EVERY_S = 0.5
 PATIENCE_S = 5.0  # for one page
@@ -76,8 +75,7 @@ def diagnose(options: DoctorOptions) -> Report:
     Raises:
         ParsError: the endpoint is no URL, or the outcomes cannot be read.
     """
-    url = options.endpoint.rstrip("/").removesuffix("/v1")
-    upstream = Upstream(url, connect_timeout_s=options.patience_s)
+    upstream = Upstream(options.endpoint, connect_timeout_s=options.patience_s)
     read = None if options.outcomes is None else read_outcomes(options.outcomes)
     latest = read.outcomes[-WINDOW:] if read else []
     seen = replace(asyncio.run(_look(upstream, options)), contests=contests_of(latest))
@@ -100,6 +98,11 @@ def _with_ranker(findings: list[Finding], serves: str) -> list[Finding]:
 
 
 async def _look(upstream: Upstream, options: DoctorOptions) -> Seen:
+    async with upstream:
+        return await _seen(upstream, options)
+
+
+async def _seen(upstream: Upstream, options: DoctorOptions) -> Seen:
     begun_s = time.perf_counter()
     try:
         gateway = await _gateway(upstream, options)

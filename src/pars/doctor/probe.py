@@ -15,7 +15,7 @@ import json
 import os
 import time
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,9 +23,8 @@ from pars.errors import ParsError
 from pars.scheduling.engines import ENGINES, PRIORITY_HEADER, Engine
 from pars.scheduling.priority import EPOCH_S
 from pars.serving.engine_watch import NotTold, ask_engine
-from pars.serving.exchange import ClientGone, Exchange, UpstreamError
 from pars.serving.settings import Settings
-from pars.serving.upstream import Upstream
+from pars.serving.upstream import Answer, Upstream, UpstreamError
 
 MAX_BLOCKERS = 2048
 BLOCKER_TOKENS = 4096  # where the upstream does not tell how many it takes
@@ -54,26 +53,30 @@ class BusyError(ProbeError):
 class _Stream:
     """One request of the probe; `started` is set by the first byte of its answer's body."""
 
-    exchange: Exchange
+    request: AbstractAsyncContextManager[Answer]
     frees_its_slot: bool  # once it has begun
     started: asyncio.Event = field(default_factory=asyncio.Event)
     reading: asyncio.Task[None] | None = None
 
     async def read(self, order: list["_Stream"]) -> None:
-        status, _ = await self.exchange.head()
-        piece = await self.exchange.read()
-        text = piece[:200].decode(errors="replace")
-        is_error = status != 200 or '"error"' in text
-        if is_error and "priority" in text.lower():
-            raise PriorityRefused(f"the upstream REFUSES priorities: {status} {text}")
-        if status != 200:
-            raise ProbeError(f"the upstream refused the probe's request: {status} {text}")
-        order.append(self)
-        self.started.set()
-        if self.frees_its_slot:
-            self.exchange.leave()
-        while not self.exchange.is_finished:
-            await self.exchange.read()
+        async with self.request as answer:
+            piece = await answer.read()
+            text = piece[:200].decode(errors="replace")
+            is_error = answer.status != 200 or '"error"' in text
+            if is_error and "priority" in text.lower():
+                raise PriorityRefused(f"the upstream REFUSES priorities: {answer.status} {text}")
+            if answer.status != 200:
+                told = f"{answer.status} {text}"
+                raise ProbeError(f"the upstream refused the probe's request: {told}")
+            order.append(self)
+            self.started.set()
+            while not (answer.is_finished or self.frees_its_slot):
+                await answer.read()
+
+    def leave(self) -> None:
+        """Close its connection, so that the upstream forgets it."""
+        if self.reading is not None:
+            self.reading.cancel()
 
 
 class Probe:
@@ -164,7 +167,7 @@ class Probe:
             waiting = [it for it in wave if not it.started.is_set()]
             if waiting:
                 for it in waiting:
-                    it.exchange.leave()
+                    it.leave()
                 await asyncio.sleep(self._patience_s / 4)
                 return [it for it in blockers if it.started.is_set()]
         raise ProbeError(f"{MAX_BLOCKERS} streams run at once and none waits: no queue to observe")
@@ -174,7 +177,7 @@ class Probe:
         while any(not it.started.is_set() for it in probes):
             if not blockers:
                 raise ProbeError("the waiting requests never began")
-            blockers.pop().exchange.leave()
+            blockers.pop().leave()
             await self._wait_for(probes)
 
     async def _wait_for(self, streams: Iterable[_Stream]) -> None:
@@ -187,8 +190,8 @@ class Probe:
                 await asyncio.gather(*waits)
         except TimeoutError:
             for read in reads:
-                error = read.exception() if read.done() else None
-                if error is not None and not isinstance(error, ClientGone):
+                error = read.exception() if read.done() and not read.cancelled() else None
+                if error is not None:
                     raise error from None
         finally:
             for wait in waits:
@@ -201,21 +204,28 @@ class Probe:
         content = json.dumps(body).encode()
         headers = [
             (b"content-type", b"application/json"),
-            (b"content-length", b"%d" % len(content)),
             (PRIORITY_HEADER, b"%d" % value),
             *key_header(),
         ]
-        exchange = await self._upstream.exchange(b"POST", fresh=True)
-        exchange.write(self._upstream.request_head(b"POST", b"/v1/completions", headers) + content)
-        exchange.is_request_sent = True
-        stream = _Stream(exchange, frees_its_slot=not is_blocker)
+        sent = asyncio.get_running_loop().create_future()
+        request = self._upstream.request(
+            "POST",
+            b"/v1/completions",
+            headers,
+            content,
+            on_connect=lambda: sent.set_result(None),
+        )
+        stream = _Stream(request, frees_its_slot=not is_blocker)
         stream.reading = asyncio.create_task(stream.read(self._order))
         self._streams.append(stream)
+        await asyncio.wait((sent, stream.reading), return_when=asyncio.FIRST_COMPLETED)
+        if not sent.done():
+            stream.reading.result()  # raises what kept it from being sent
         return stream
 
     async def _stop(self) -> None:
         for stream in self._streams:
-            stream.exchange.leave()
+            stream.leave()
         reads = [it.reading for it in self._streams if it.reading is not None]
         await asyncio.gather(*reads, return_exceptions=True)
 
@@ -238,8 +248,9 @@ def run_probe(upstream: Upstream, settings: Settings) -> str:
 
 async def _run(upstream: Upstream, settings: Settings) -> str:
     try:
-        engine = ENGINES.get(settings.engine) or (await ask_engine(upstream)).engine
-        obeys = await Probe(upstream, engine).obeys_priority()
+        async with upstream:
+            engine = ENGINES.get(settings.engine) or (await ask_engine(upstream)).engine
+            obeys = await Probe(upstream, engine).obeys_priority()
     except (NotTold, UpstreamError) as error:
         raise ProbeError(f"{upstream.url}: {error}") from error
     if not obeys:

@@ -13,9 +13,9 @@ from contextlib import suppress
 from typing import Any
 
 from pars.scheduling.engines import FOREIGN, EngineTold, told_by_server_info, told_by_version
-from pars.serving.exchange import Headers, UpstreamError
+from pars.serving.header_fields import Headers
 from pars.serving.known_engine import NOT_KNOWN, KnownEngine
-from pars.serving.upstream import Upstream
+from pars.serving.upstream import Upstream, UpstreamError
 
 log = logging.getLogger("pars")
 

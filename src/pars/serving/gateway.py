@@ -3,7 +3,7 @@ A streaming reverse proxy inside `PriorityMiddleware`, for any OpenAI-compatible
 
     pars gateway --upstream http://localhost:8000
 
-    client ─► API key ─► body deadline ─► PriorityMiddleware ─► Relay ─► upstream
+    client ─► ClientProtocol ─► API key ─► PriorityMiddleware ─► Relay ─► upstream
 
 Every path and method passes; `/pars/health` and `/pars/metrics` are the gateway's own.
 """
@@ -23,13 +23,13 @@ from pars.scheduling.engines import ENGINES
 from pars.scheduling.trust import keys_in
 from pars.serving.client_protocol import ClientProtocol
 from pars.serving.engine_watch import SETTLED_S, SOON_S, EngineWatch
-from pars.serving.exchange import UpstreamError
+from pars.serving.header_fields import end_to_end
 from pars.serving.known_engine import KnownEngine
 from pars.serving.middleware import PriorityMiddleware
-from pars.serving.relay import BodyTimeout, Relay, TimedBody
+from pars.serving.relay import Relay
 from pars.serving.replies import send_bytes, send_error, send_json
 from pars.serving.settings import Settings
-from pars.serving.upstream import Upstream
+from pars.serving.upstream import Upstream, UpstreamError
 
 # The upstream's own Date and Server pass; the peer's address is who really connected, so that trust
 # by address cannot be had by a header.
@@ -44,7 +44,6 @@ UVICORN_OPTIONS = {
     "timeout_keep_alive": 75,
 }
 HEALTH_PATH, METRICS_PATH = "/pars/health", "/pars/metrics"
-BODY_TIMEOUT_S = 60.0  # without a byte of a body that the client announced
 HEALTH_IS_FRESH_S = 1.0  # the health page is open to all, and asks the upstream no oftener
 
 
@@ -65,7 +64,6 @@ class Gateway:
         *,
         ranker: LiveRanker | None = None,
         registry: CollectorRegistry | None = None,
-        body_timeout_s: float = BODY_TIMEOUT_S,
         pauses_s: tuple[float, float] = (SOON_S, SETTLED_S),
     ) -> None:
         self.upstream = upstream
@@ -81,7 +79,6 @@ class Gateway:
             self.relay, settings, ranker=ranker, metrics=metrics, known=self.known
         )
         self._api_keys = [key.encode() for key in settings.client_keys]
-        self._body_timeout_s = body_timeout_s
         self._health: tuple[float, int, dict[str, Any]] = (-math.inf, 0, {})
         self._health_lock = asyncio.Lock()
 
@@ -102,11 +99,9 @@ class Gateway:
         elif not self._may_pass(scope):
             await send_error(send, 401, "invalid_api_key", "the API key is missing or wrong")
         else:
-            body = TimedBody(receive, self._body_timeout_s)
-            try:
-                await self.middleware(scope, body, send)
-            except BodyTimeout as error:  # before the relay had any of it
-                await send_error(send, 408, "request_timeout", str(error), close=True)
+            # Before the middleware adds its own, which no client may name in Connection.
+            passing = {**scope, "headers": end_to_end(scope["headers"])}
+            await self.middleware(passing, receive, send)
 
     def _may_pass(self, scope: Scope) -> bool:
         """Whether it shows a key, if one is asked for; a CORS preflight never carries any."""

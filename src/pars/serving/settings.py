@@ -155,6 +155,19 @@ class Settings:
         "gateway only: keys that clients must send, separated by commas",
         is_secret=True,
     )
+    upstream_api_key: str = _setting(
+        "",
+        "gateway only: the upstream's own API key, sent as `Authorization: Bearer` in place of the"
+        " client's key",
+        is_secret=True,
+    )
+    upstream_api_key_file: str = _setting("", "gateway only: a file that holds it", metavar="FILE")
+    upstream_ca_file: str = _setting(
+        "",
+        "gateway only: PEM file of the authorities to trust for an https upstream; empty: the"
+        " system's",
+        metavar="FILE",
+    )
     outcomes: str = _setting(
         "",
         "folder for what became of each request; empty: nothing is kept",
@@ -220,6 +233,20 @@ class Settings:
     def client_keys(self) -> list[str]:
         """The API keys of which clients must send one; none: no key is asked for."""
         return [key.strip() for key in self.api_keys.split(",") if key.strip()]
+
+    @property
+    def upstream_key(self) -> str:
+        """
+        The key that the upstream wants; empty: none.
+
+        Raises:
+            ParsError: its file cannot be read, or is empty.
+        """
+        if not self.upstream_api_key_file:
+            return self.upstream_api_key
+        if self.upstream_api_key:
+            raise ParsError("upstream_api_key_file: upstream_api_key is set too: unset one of them")
+        return _one_line("upstream_api_key_file", Path(self.upstream_api_key_file))
 
     def policy(self, *, larger_first: bool = False) -> PriorityPolicy:
         """The priority policy for an engine that takes larger or smaller values first."""
@@ -295,6 +322,17 @@ def _nearest(name: str, known: Sequence[str]) -> str:
     """A question that names the nearest of `known`, empty where none is near."""
     near = get_close_matches(name, known, n=1)
     return f": did you mean {near[0]}?" if near else ""
+
+
+def _one_line(name: str, path: Path) -> str:
+    """A secret from a file that holds it alone."""
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise ParsError(f"{name}: {path} cannot be read: {error}") from None
+    if not text or not text.isprintable() or not text.isascii():
+        raise ParsError(f"{name}: {path} must hold one line, the key")
+    return text
 
 
 def _parsed(name: str, text: str, kind: type) -> Any:

@@ -23,7 +23,7 @@ from typing import Any
 from pars import __version__
 from pars.prove.live.bench_plan import BenchOptions, Scores, Turn, scores_for, turns
 from pars.prove.live.bench_target import Target, prepared, request_of
-from pars.prove.live.live import Answer, Headers
+from pars.prove.live.live import Answer, Client, Headers
 from pars.prove.live.watch import EngineWatch, stalls_s
 from pars.prove.report.progress import Progress
 from pars.prove.report.times import RequestTimes, ResultWriter, Run
@@ -42,9 +42,10 @@ def run_bench(options: BenchOptions, *, command: str = "") -> bool:
     workload = read_workload(options.workload)
     scores = scores_for(options, workload)
     planned = turns(options, workload, scores)
+    client = Client(options.url, api_key=options.api_key, timeout_s=options.timeout_s)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         try:
-            target = runner.run(prepared(options, workload))
+            target = runner.run(prepared(options, workload, client))
             header = _header(options, workload, target, scores, command)
             with ResultWriter(options.output_dir, header) as writer:
                 bench = _Bench(options, target, writer, len(planned))
@@ -54,6 +55,8 @@ def run_bench(options: BenchOptions, *, command: str = "") -> bool:
                     writer.end(interrupted=bench.num_runs < len(planned))
         except (KeyboardInterrupt, asyncio.CancelledError):  # Ctrl-C, SIGTERM
             return False
+        finally:
+            runner.run(client.close())
     return True
 
 

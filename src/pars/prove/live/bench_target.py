@@ -1,7 +1,7 @@
 """
 The server under a bench: what it is, whether priorities would reach it, and how it is asked.
 
-    target = await prepared(options, workload)               # asks it, and warms it up
+    target = await prepared(options, workload, client)       # asks it, and warms it up
     path, body, headers = request_of(options, target, turn, row)
 """
 
@@ -41,9 +41,8 @@ class Target:
     ranks_by_itself: bool
 
 
-async def prepared(options: BenchOptions, workload: Workload) -> Target:
+async def prepared(options: BenchOptions, workload: Workload, client: Client) -> Target:
     """Find out about the server, and warm it up."""
-    client = Client(options.url, api_key=options.api_key, timeout_s=options.timeout_s)
     models = (await client.json("/v1/models")).get("data") or [{}]
     model = options.model or str(models[0].get("id", ""))
     if options.engine == "auto":

@@ -10,7 +10,6 @@ for another's. What goes wrong becomes a *kind* of error, a few words that many 
 an excerpt of what the server said.
 """
 
-import asyncio
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,8 +17,8 @@ from typing import Any
 
 from pars.errors import ParsError
 from pars.prove.report.times import itl_bucket
-from pars.serving.exchange import Exchange, UpstreamError
-from pars.serving.upstream import Upstream
+from pars.serving.upstream import Answer as Response
+from pars.serving.upstream import Upstream, UpstreamError
 
 EXCERPT_CHARS = 300
 MAX_EVENT_BYTES = 16 << 20
@@ -83,13 +82,14 @@ class Client:
     """
 
     def __init__(self, url: str, *, api_key: str | None = None, timeout_s: float = 1800.0) -> None:
-        base = url.rstrip("/").removesuffix("/v1")
         self.upstream = Upstream(
-            base, max_connections=1 << 30, connect_timeout_s=60.0, timeout_s=timeout_s
+            url,
+            max_connections=1 << 30,
+            connect_timeout_s=60.0,
+            timeout_s=timeout_s,
+            api_key=api_key or "",
+            keeps_connections=False,
         )
-        self._headers: Headers = [(b"connection", b"close")]
-        if api_key:
-            self._headers.append((b"authorization", f"Bearer {api_key}".encode()))
 
     @property
     def url(self) -> str:
@@ -102,17 +102,13 @@ class Client:
         Raises:
             UpstreamError: there was no answer in time.
         """
-        try:
-            async with asyncio.timeout(timeout_s):
-                exchange = await self._begun(b"GET", path, [(b"accept", b"*/*")], b"")
-                try:
-                    status, _ = await exchange.head()
-                    return status, await _rest(exchange, MAX_EVENT_BYTES)
-                finally:
-                    self.upstream.release(exchange)
-        except TimeoutError:
-            message = f"the server did not answer GET {path} within {timeout_s:g} seconds"
-            raise UpstreamError(504, "upstream_timeout", message) from None
+        return await self.upstream.get(
+            path.encode(), timeout_s=timeout_s, max_bytes=MAX_EVENT_BYTES
+        )
+
+    async def close(self) -> None:
+        """Close what is open."""
+        await self.upstream.close()
 
     async def json(self, path: str) -> dict[str, Any]:
         """
@@ -139,51 +135,38 @@ class Client:
     ) -> Answer:
         """Send a POST and read its stream to the end. Failures are in the answer's `error`."""
         answer = Answer()
-        exchange = None
-        try:
-            exchange = await self._begun(b"POST", path, headers, body)
+
+        def note_sent() -> None:
             answer.sent_s = clock()
-            await _check_head(exchange)
-            pending = b""
-            while not exchange.is_finished:
-                pending = _take(answer, pending + await exchange.read(), clock)
-            if not answer._is_done:
-                raise StreamError("the stream ended without [DONE]", pending)
+
+        sent = [*headers, (b"content-type", b"application/json")]
+        try:
+            async with self.upstream.request(
+                "POST", path.encode(), sent, body, on_connect=note_sent
+            ) as response:
+                await _check_head(response)
+                pending = b""
+                while not response.is_finished:
+                    pending = _take(answer, pending + await response.read(), clock)
+                if not answer._is_done:
+                    raise StreamError("the stream ended without [DONE]", pending)
         except StreamError as error:
             answer.error, answer.excerpt = error.kind, error.excerpt
         except UpstreamError as error:
             answer.error, answer.excerpt = _kind(error, answer), str(error)
         finally:
             answer.end_s = clock()
-            if exchange is not None:
-                self.upstream.release(exchange)
         return answer
 
-    async def _begun(self, method: bytes, path: str, headers: Headers, body: bytes) -> Exchange:
-        exchange = await self.upstream.exchange(method, fresh=True)
-        sent = [*self._headers, *headers]
-        if body:
-            sent += [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-        exchange.write(self.upstream.request_head(method, path.encode(), sent) + body)
-        exchange.is_request_sent = True
-        return exchange
 
-
-async def _check_head(exchange: Exchange) -> None:
-    status, headers = await exchange.head()
-    kind = dict((name.lower(), value) for name, value in headers).get(b"content-type", b"")
-    if status != 200:
-        raise StreamError(f"HTTP {status}", await _rest(exchange, EXCERPT_CHARS))
+async def _check_head(response: Response) -> None:
+    names = {name.lower(): value for name, value in response.headers}
+    kind = names.get(b"content-type", b"")
+    if response.status != 200:
+        raise StreamError(f"HTTP {response.status}", await response.rest(EXCERPT_CHARS))
     if not kind.lower().startswith(b"text/event-stream"):
         told = kind.decode(errors="replace").partition(";")[0] or "no content type"
-        raise StreamError(f"no stream but {told}", await _rest(exchange, EXCERPT_CHARS))
-
-
-async def _rest(exchange: Exchange, limit: int) -> bytes:
-    body = b""
-    while not exchange.is_finished and len(body) < limit:
-        body += await exchange.read()
-    return body
+        raise StreamError(f"no stream but {told}", await response.rest(EXCERPT_CHARS))
 
 
 def _kind(error: UpstreamError, answer: Answer) -> str:

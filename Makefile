@@ -1,4 +1,4 @@
-# Everything lands in .venv/, .engine/ and build/ of this folder; the system is left alone.
+# Everything lands in .venv/, .engine/, .sglang/ and build/ of this folder; the system is left alone.
 PYTHON ?= python3
 # torch's CPU build. Where pip would fetch a CUDA build of several GB, name an index that has the
 # CPU one: make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
@@ -7,18 +7,18 @@ TORCH_INDEX ?=
 VENV := .venv
 PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: help demo test check lint format engine bench clean
+.PHONY: help demo test check lint format engine sglang test-sglang bench clean
 help: ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 13
 
 demo: $(VENV)/.demo ## prepare, train, evaluate, serve and ask, on real prompts (3 minutes)
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash demo/demo.sh
 
 test: lint engine $(VENV)/.test ## every test, on real torch and a real vLLM
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -m 'not sglang'
 
 check: lint ## the daily loop, under a minute: style, types, what needs neither torch nor vLLM
-	$(VENV)/bin/python -m pytest -q --numprocesses auto -m 'not engine and not torch'
+	$(VENV)/bin/python -m pytest -q --numprocesses auto -m 'not engine and not sglang and not torch'
 
 lint: $(VENV)/.test ## style and types
 	$(VENV)/bin/ruff format --check
@@ -32,11 +32,17 @@ format: $(VENV)/.test ## put the code into the house style
 engine: ## a real vLLM for the CPU in .engine/ (3 minutes, 2 GB)
 	PYTHON=$(PYTHON) TORCH_INDEX=$(TORCH_INDEX) bash engine/setup.sh
 
+sglang: ## a real SGLang for the CPU in .sglang/ (2 minutes, 1.7 GB)
+	PYTHON=$(PYTHON) TORCH_INDEX=$(TORCH_INDEX) bash engine/sglang/setup.sh
+
+test-sglang: sglang $(VENV)/.test ## the tests on a real SGLang (3 minutes more)
+	$(VENV)/bin/python -m pytest -m sglang tests/test_sglang.py
+
 bench: $(VENV)/.test ## every benchmark, one after the other (leave the machine alone)
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash benchmarks/all.sh
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) .engine build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .engine .sglang build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # Stamps, so that each environment is made once and again when pyproject.toml changes.
 $(VENV)/.train: pyproject.toml

@@ -1,5 +1,5 @@
 """
-A real vLLM for tests: one server per set of options and environment, kept until the session ends.
+Real engines for tests: one server per set of options and environment, kept until the session ends.
 
     def test_something(vllm):
         engine = vllm("--scheduling-policy", "priority", PARS_RANKER=str(folder))
@@ -7,9 +7,10 @@ A real vLLM for tests: one server per set of options and environment, kept until
             ...                              # ... so whatever comes now waits
             engine.wait_for(waiting=12)
 
-engine/serve.sh runs it. The model is engine/tiny_llama.py's, named MODEL: an answer is `max_tokens`
-long, one printable character a token, some 150 tokens/s in one slot. A start takes 10-20 s and the
-server 2.1 GB, so tests share options where they can; one slot, the default here, makes the order in
+engine/serve.sh runs it; `sglang` is the same for SGLang, with its options. The model is
+engine/tiny_llama.py's, named MODEL: an answer is `max_tokens` long, one printable character a
+token, some 150 tokens/s in one slot. A start takes 10-20 s and the server 2.1 GB (SGLang: 30 s
+and 3 GB), so tests share options where they can; one slot, the default here, makes the order in
 which requests begin exact.
 """
 
@@ -30,8 +31,42 @@ import httpx
 import pytest
 
 MODEL = "tiny-llama"
-FOLDER = Path(__file__).parent.parent / ".engine"
+ROOT = Path(__file__).parent.parent
 START_S = 240  # 60 on an idle machine
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Of engine: where it is installed, what runs it, and how it calls things."""
+
+    name: str
+    folder: Path
+    script: str
+    slots_option: str
+    running: str
+    waiting: str
+    stops_s: float = 20.0  # after SIGTERM; then it is killed
+    is_alone: bool = False  # an idle server takes half a core: one at a time
+
+
+VLLM = Kind(
+    "vLLM",
+    ROOT / ".engine",
+    "engine/serve.sh",
+    "--max-num-seqs",
+    running="vllm:num_requests_running",
+    waiting="vllm:num_requests_waiting",
+)
+SGLANG = Kind(
+    "SGLang",
+    ROOT / ".sglang",
+    "engine/sglang/serve.sh",
+    "--max-running-requests",
+    running="sglang:num_running_reqs",
+    waiting="sglang:num_queue_reqs",
+    stops_s=5.0,
+    is_alone=True,
+)
 
 
 @dataclass(frozen=True)
@@ -41,22 +76,28 @@ class Engine:
     url: str
     log: Path
     num_slots: int
+    kind: Kind = VLLM
 
     def metric(self, name: str) -> float:
-        """The sum of a gauge or counter of /metrics over its labels, 0.0 if it has no sample."""
+        """
+        The sum of a gauge or counter of /metrics over its labels, 0.0 if it has no sample.
+
+        SGLang's samples of one priority only are left out: the sum of all has priority "".
+        """
         # Polled often: httpx.get builds a TLS context each time, 34 ms of CPU that vLLM needs.
         with urllib.request.urlopen(f"{self.url}/metrics", timeout=60) as answer:
             text = answer.read().decode()
-        samples = re.findall(rf"^{re.escape(name)}(?:{{.*}})? (\S+)$", text, re.MULTILINE)
-        return sum(map(float, samples))
+        samples = re.findall(rf"^{re.escape(name)}({{.*}})? (\S+)$", text, re.MULTILINE)
+        of_one = re.compile(r'priority="[^"]+"')
+        return sum(float(value) for labels, value in samples if not of_one.search(labels))
 
     def wait_for(self, **num_requests: int) -> None:
-        """Until vLLM has these numbers of requests, e.g. `running=0, waiting=3`."""
+        """Until it has these numbers of requests, e.g. `running=0, waiting=3`."""
 
         def seen() -> dict[str, int]:
-            return {state: int(self.metric(f"vllm:num_requests_{state}")) for state in num_requests}
+            return {it: int(self.metric(getattr(self.kind, it))) for it in num_requests}
 
-        wait_until(lambda: seen() == num_requests, f"{num_requests} requests in vLLM", 60)
+        wait_until(lambda: seen() == num_requests, f"{num_requests} requests in the engine", 60)
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -87,30 +128,36 @@ class Engines:
 
     logs: Path
     started: dict[object, Started]
+    kind: Kind = VLLM
 
     def __call__(self, *options: str, **environment: str) -> Engine:
-        """The server with these options of `vllm serve` and variables, started if need be."""
+        """The server with these options of its own and variables, started if need be."""
         key = options, *sorted(environment.items())
         if key not in self.started:
+            if self.kind.is_alone:
+                self.stop()
             self.started[key] = self.start(options, environment)
         return self.started[key][0]
 
     def start(self, options: tuple[str, ...], environment: dict[str, str]) -> Started:
         port = free_port()
-        words = ["--port", str(port), "--max-num-seqs", "1", *options]  # a later one overrides
-        num_slots = int(words[-words[::-1].index("--max-num-seqs")])
-        engine = Engine(f"http://127.0.0.1:{port}", self.logs / f"vllm-{port}.log", num_slots)
-        process = launch(words, environment, engine.log)
+        slots_option, name = self.kind.slots_option, self.kind.name
+        words = ["--port", str(port), slots_option, "1", *options]  # a later one overrides
+        num_slots = int(words[-words[::-1].index(slots_option)])
+        log = self.logs / f"{name}-{port}.log"
+        engine = Engine(f"http://127.0.0.1:{port}", log, num_slots, self.kind)
+        process = launch(words, environment, log, self.kind)
         try:
-            wait_until(lambda: is_up(engine, process), f"answer of vLLM ({engine.log})", START_S)
+            wait_until(lambda: is_up(engine, process), f"answer of {name} ({log})", START_S)
         except BaseException:
-            stop(process)
+            stop(process, self.kind)
             raise
         return engine, process
 
     def stop(self) -> None:
-        for _, process in self.started.values():
-            stop(process)
+        while self.started:
+            _, (_, process) = self.started.popitem()
+            stop(process, self.kind)
 
 
 def free_port() -> int:
@@ -127,9 +174,11 @@ def free_port() -> int:
             return port
 
 
-def launch(options: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
-    """`vllm serve` in a process group of its own; should pytest be killed, the server goes too."""
-    command = ["setpriv", "--pdeathsig", "TERM", "bash", FOLDER.parent / "engine/serve.sh"]
+def launch(
+    options: list[str], environment: dict[str, str], log: Path, kind: Kind = VLLM
+) -> subprocess.Popen[bytes]:
+    """The engine in a process group of its own; should pytest be killed, the server goes too."""
+    command = ["setpriv", "--pdeathsig", "TERM", "bash", ROOT / kind.script]
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PARS_")}
     with log.open("wb") as output:
         return subprocess.Popen(
@@ -144,7 +193,7 @@ def launch(options: list[str], environment: dict[str, str], log: Path) -> subpro
 def is_up(engine: Engine, process: subprocess.Popen[bytes]) -> bool:
     if process.poll() is not None:
         tail = engine.log.read_text(errors="replace").splitlines()[-40:]
-        pytest.fail("\n".join([f"vLLM ended with code {process.returncode}:", *tail]))
+        pytest.fail("\n".join([f"{engine.kind.name} ended with code {process.returncode}:", *tail]))
     try:
         with urllib.request.urlopen(f"{engine.url}/health", timeout=60) as answer:
             return answer.status == 200
@@ -152,21 +201,31 @@ def is_up(engine: Engine, process: subprocess.Popen[bytes]) -> bool:
         return False
 
 
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """SIGTERM to the parent, which ends its children; after 20 s an end to all of them."""
+def stop(process: subprocess.Popen[bytes], kind: Kind) -> None:
+    """SIGTERM to the parent, which ends its children; after some seconds an end to all of them."""
     process.terminate()
     try:
-        process.wait(20)
+        process.wait(kind.stops_s)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
+def engines(kind: Kind, target: str, logs: Path) -> Iterator[Engines]:
+    if not (kind.folder / f"{MODEL}.stamp").exists():
+        pytest.skip(f"needs the real {kind.name} in {kind.folder.name}/: run `make {target}`")
+    started = Engines(logs, {}, kind)
+    yield started
+    started.stop()
+
+
 @pytest.fixture(scope="session")
 def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
     """Call it with options of `vllm serve` and environment variables to get an Engine."""
-    if not (FOLDER / f"{MODEL}.stamp").exists():
-        pytest.skip("needs the real vLLM in .engine/: run `make engine`")
-    engines = Engines(tmp_path_factory.mktemp("vllm"), {})
-    yield engines
-    engines.stop()
+    yield from engines(VLLM, "engine", tmp_path_factory.mktemp("vllm"))
+
+
+@pytest.fixture(scope="session")
+def sglang(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
+    """Call it with options of SGLang's server and environment variables to get an Engine."""
+    yield from engines(SGLANG, "sglang", tmp_path_factory.mktemp("sglang"))

@@ -313,6 +313,16 @@ def test_a_gateway_whose_server_is_down_is_told_from_a_gateway_that_is(tmp_path,
     assert "is down" in report.summary
 
 
+def test_sglang_s_counts_for_each_priority_are_not_added_to_that_of_all():
+    """Three wait, of three priorities."""
+    lines = ['sglang:num_queue_reqs{priority=""} 3.0', "sglang:num_running_reqs 1.0"]
+    lines += [f'sglang:num_queue_reqs{{priority="{number}"}} 1.0' for number in range(3)]
+    page = MetricsPage.parse("\n".join(lines))
+
+    assert page.total("vllm:num_requests_waiting", "sglang:num_queue_reqs") == 3
+    assert page.total("sglang:num_running_reqs") == 1
+
+
 @pytest.mark.parametrize("page", [HTML, (404, HTML), (200, "")])
 def test_a_foreign_server_gets_one_clear_line_a_question(page):
     """HTML and 404 everywhere: no priorities, no metrics, no pars, and nothing raised."""

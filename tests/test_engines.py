@@ -73,6 +73,7 @@ def test_an_sglang_that_orders_by_priority_needs_no_change() -> None:
     ("changed", "warned"),
     [
         ({"disable_priority_preemption": False}, "--disable-priority-preemption"),
+        ({"enable_metrics": True, "default_priority_value": None}, "without --enable-metrics"),
         ({"schedule_policy": "lpm"}, "--schedule-policy lpm does not look at priorities"),
         ({"enable_priority_scheduling": False}, "--enable-priority-scheduling"),
     ],
@@ -80,7 +81,7 @@ def test_an_sglang_that_orders_by_priority_needs_no_change() -> None:
 def test_what_is_to_be_changed_in_sglang_is_said_with_how(
     changed: dict[str, Any], warned: str
 ) -> None:
-    """Preemption, a policy without priorities, and no priorities at all."""
+    """Preemption, metrics for each priority, a policy without any, and no priorities at all."""
     [warning] = sglang(**changed).warnings
 
     assert warned in warning

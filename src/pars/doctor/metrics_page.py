@@ -22,6 +22,8 @@ WAITING = ("vllm:num_requests_waiting", "sglang:num_queue_reqs")
 PREEMPTIONS = ("vllm:num_preemptions_total", "sglang:num_retractions_total")
 QUEUE_TIME = ("vllm:request_queue_time_seconds", "sglang:queue_time_seconds")
 
+OF_ALL = ("priority", "")
+
 Labels = tuple[tuple[str, str], ...]
 _SAMPLE = re.compile(r"^([a-zA-Z_:][\w:]*)(?:\{(.*)\})? (\S+)", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
@@ -43,10 +45,16 @@ class MetricsPage:
         return cls(samples)
 
     def values(self, *names: str) -> list[float]:
-        """The values of the first of `names` that is there, one for each set of labels."""
+        """
+        The values of the first of `names` that is there, one for each set of labels.
+
+        Where SGLang tells a value for each priority beside that of all, which has the priority "",
+        only that counts.
+        """
         for name in names:
-            if found := [value for (it, _), value in self.samples.items() if it == name]:
-                return found
+            if found := {labels: it for (of, labels), it in self.samples.items() if of == name}:
+                of_all = [value for labels, value in found.items() if OF_ALL in labels]
+                return of_all or list(found.values())
         return []
 
     def total(self, *names: str) -> float | None:

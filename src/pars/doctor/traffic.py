@@ -79,7 +79,8 @@ def _queue(seen: Seen) -> Finding:
             "queue",
             UNKNOWN,
             f"its length is not told: {why}",
-            "let /metrics through (SGLang: --enable-metrics), or name the engine's own URL",
+            "let vLLM's /metrics through, or name its own URL (SGLang's cost more than they tell:"
+            " docs/serving.md)",
         )
     running, waiting = zip(*seen.queue, strict=True)
     num_looks, num_with = len(seen.queue), sum(one > 0 for one in waiting)

@@ -141,6 +141,13 @@ def _sglang_warnings(page: Mapping[str, Any]) -> list[str]:
             "SGLang preempts by priority: running requests are thrown out and computed again for"
             " each one that is expected shorter; start it with --disable-priority-preemption"
         )
+    # A version that does not know default_priority_value has no metrics for each priority either.
+    if page.get("enable_metrics") and "default_priority_value" in page:
+        warnings.append(
+            "SGLang keeps some 190 metrics for each value of a priority, and each request has its"
+            " own: its memory and its /metrics grow with every request; start it without"
+            " --enable-metrics"
+        )
     policy = page.get("schedule_policy")
     if isinstance(policy, str) and policy not in SGLANG_POLICIES:
         warnings.append(

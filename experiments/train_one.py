@@ -18,8 +18,8 @@ from objectives import Objective, objective
 from torch import Tensor, nn
 
 from pars.learn.training.models import PAIR_FACTORS, load_encoder
-from pars.learn.training.word_vectors import word_vectors
 from pars.ranking.ranker import pad
+from pars.ranking.word_vectors import word_vectors
 from pars.request.conversation import with_note
 from pars.request.words import (
     MARKS,

@@ -1,7 +1,7 @@
 """
 Makes the word vectors that a new lite ranker starts from, out of a MiniLM's input embeddings.
 
-    python experiments/word_vectors.py --minilm FOLDER     # rewrites pars/learn/word_vectors.npz
+    python experiments/word_vectors.py --minilm FOLDER     # rewrites pars/ranking/word_vectors.npz
 
 FOLDER holds all-MiniLM-L6-v2 (Apache-2.0). Its word pieces that are whole words as `request.words`
 splits them are kept, in its order, which is roughly by frequency.
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pars.learn.training.word_vectors import SPREAD, VECTORS_FILE, WordVectors
+from pars.ranking.word_vectors import SPREAD, VECTORS_FILE, WordVectors
 from pars.request.words import WORD
 
 WIDTH = 64

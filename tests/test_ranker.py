@@ -116,7 +116,7 @@ def test_a_lite_ranker_of_the_first_format_scores_as_it_did(tmp_path):
 def test_words_begin_where_english_has_them():
     """A known word starts with its vector of the package, a made-up one with a random one."""
     from pars.learn.training.models import LiteModel
-    from pars.learn.training.word_vectors import word_vectors
+    from pars.ranking.word_vectors import word_vectors
 
     start = word_vectors()
     model = LiteModel.untrained(["essay essay frobnicate frobnicate"], 32)
@@ -131,7 +131,7 @@ def test_words_begin_where_english_has_them():
 
 def test_word_vectors_are_kept_to_a_part_in_127(tmp_path):
     """8 bits, each direction on its own scale: 1 and 100 are both kept to half a step."""
-    from pars.learn.training.word_vectors import WordVectors
+    from pars.ranking.word_vectors import WordVectors
 
     vectors = np.array([[1.0, 100.0], [-0.3, 30.0]], dtype=np.float32)
     WordVectors(("a", "b"), vectors).write(tmp_path / "vectors.npz")

@@ -189,7 +189,13 @@ def export(
 
 @click.command()
 @click.option("--ranker", type=FOLDER, help="A ranker folder.  [default: the boxed one]")
-@click.option("--data", type=FILE, required=True, help="val_data.json, or prompts with lengths.")
+@click.option("--data", type=FILE, help="val_data.json, or prompts with lengths.")
+@click.option(
+    "--online",
+    type=FILE,
+    help="Instead: replay this file in its order with the ranker that learns while it serves.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON (with --online).")
 @click.option("--train-data", type=FILE, help="What TF-IDF is fitted on.  [default: other folds]")
 @click.option("--where", multiple=True, metavar="FIELD=VALUE", help="Keep only such rows; repeats.")
 @click.option("--threshold", type=float, default=0.2, show_default=True, help="Of filtered pairs.")
@@ -197,7 +203,9 @@ def export(
 @click.option("--output-dir", type=FOLDER, help="Also write evaluation.json and evaluation.png.")
 def evaluate(
     ranker: Path | None,
-    data: Path,
+    data: Path | None,
+    online: Path | None,
+    as_json: bool,
     train_data: Path | None,
     where: tuple[str, ...],
     threshold: float,
@@ -207,6 +215,13 @@ def evaluate(
     """Compare a ranker's order of prompts with that of their answers' lengths."""
     from pars.files import write_json
 
+    if online is not None:
+        if data is not None or ranker is not None:
+            raise ParsError("--online takes no --data and no --ranker: it begins with nothing")
+        _evaluate_online(online, where, as_json)
+        return
+    if data is None:
+        raise ParsError("give --data FILE, or --online FILE")
     need("pars evaluate", ("sklearn", "matplotlib"))
     from pars.learn.evaluation.evaluate import evaluate as run
     from pars.learn.evaluation.evaluate import render
@@ -231,6 +246,15 @@ def evaluate(
 
         plots.evaluation(result, output_dir / "evaluation.png")
         print(f"Written: {output_dir / 'evaluation.json'}, {output_dir / 'evaluation.png'}")
+
+
+def _evaluate_online(records: Path, where: tuple[str, ...], as_json: bool) -> None:
+    import json
+
+    from pars.learn.evaluation.online import evaluate_online, render
+
+    result = evaluate_online(records, where=conditions(where))
+    print(json.dumps(result.as_json(), indent=2) if as_json else render(result))
 
 
 @click.command()

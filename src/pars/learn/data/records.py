@@ -131,14 +131,14 @@ def read_data(
         fields = fields or Fields.found_in(
             row, path, number, prompt=prompt_field, answer=answer_field, length=length_field
         )
-        rows.append(_data_row(row, fields, path, number))
+        rows.append(data_row(row, fields, path, number))
     if not rows:
         asked = " and ".join(f"{name}={wanted}" for name, wanted in where)
         raise DataError.at(path, f"has no row with {asked}" if asked else "has no rows")
     return rows
 
 
-def _data_row(row: Mapping[str, Any], fields: Fields, path: Path, number: int) -> Row:
+def data_row(row: Mapping[str, Any], fields: Fields, path: Path, number: int) -> Row:
     answer = text_of(row, fields.answer, path, number) if fields.answer else ""
     length = length_of(row, fields.length, path, number) if fields.length else len(answer.split())
     if length is None:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from pars.errors import ParsError, RankerError
 from pars.learn.data.hub import ask_hub_for
 from pars.learn.data.rows import first_line
-from pars.learn.training.word_vectors import word_vectors
 from pars.ranking.ranker import pad, tokenizable
+from pars.ranking.word_vectors import word_vectors
 from pars.request.words import NUM_FEATURES, WordTokenizer
 
 PAIR_FACTORS = (1_000_003, 7_919)  # two primes that spread a pair of ids over the buckets

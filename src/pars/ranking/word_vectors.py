@@ -43,4 +43,4 @@ class WordVectors:
 @lru_cache(maxsize=1)
 def word_vectors() -> WordVectors:
     """The ones that come with the package."""
-    return WordVectors.read(Path(str(files("pars.learn.training") / VECTORS_FILE)))
+    return WordVectors.read(Path(str(files("pars.ranking") / VECTORS_FILE)))

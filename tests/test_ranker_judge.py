@@ -34,7 +34,9 @@ def judged_gateway(tmp_path: Path, **settings: Any) -> Iterator[tuple[str, Gatew
     engine = FakeEngine(num_slots=8)
     with (
         engine.served() as upstream,
-        gateway_to(upstream, tmp_path, settings={"drift_window": WINDOW, **settings}) as (url, app),
+        gateway_to(
+            upstream, tmp_path, settings={"drift_window": WINDOW, "learn": "off", **settings}
+        ) as (url, app),
     ):
         yield url, app, engine
 

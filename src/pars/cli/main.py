@@ -14,6 +14,7 @@ from pars import __version__
 from pars.cli.bench import BENCH_COMMANDS
 from pars.cli.collect import COLLECT_COMMANDS
 from pars.cli.doctor import DOCTOR_COMMANDS
+from pars.cli.forget import FORGET_COMMANDS
 from pars.cli.learn import LEARN_COMMANDS
 from pars.cli.own_traffic import OWN_TRAFFIC_COMMANDS
 from pars.cli.serve import SERVE_COMMANDS
@@ -31,6 +32,7 @@ LANES = (
     LEARN_COMMANDS,
     COLLECT_COMMANDS,
     OWN_TRAFFIC_COMMANDS,
+    FORGET_COMMANDS,
     SERVE_COMMANDS,
     DOCTOR_COMMANDS,
     BENCH_COMMANDS,

@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -121,6 +122,8 @@ def setting_option(name: str) -> Callable[[Any], Any]:
     help="The server to stand in front of; a /v1 at its end is understood.",
 )
 @setting_option("ranker")
+@setting_option("learn")
+@setting_option("state")
 @setting_option("engine")
 @setting_option("max_overtake_s")
 @setting_option("upstream_api_key_file")
@@ -200,11 +203,18 @@ def gateway(
         return
     _open_files(max_connections)
     app = Gateway(server, settings)
-    if not app.middleware.ranker.is_loaded:
+    if settings.ranker != "none" and not app.middleware.ranker.is_loaded:
         raise ParsError(f"no ranker can be loaded from {settings.ranker_folder}")
+    learner = app.middleware.learner
+    if learner is not None:
+        click.echo(f"learns as it serves, {_kept(learner.folder)}", err=True)
     greeting = f"{upstream} is served at {{url}}, by priority - stop with Ctrl-C"
     options = {**UVICORN_OPTIONS, "timeout_graceful_shutdown": drain_s}
     run_app(app, host, port, greeting, options)
+
+
+def _kept(folder: Path | None) -> str:
+    return "in memory only" if folder is None else f"kept in {folder}"
 
 
 def _the_one(upstreams: tuple[str, ...]) -> str:

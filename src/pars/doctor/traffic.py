@@ -17,6 +17,7 @@ DECISIONS = "pars_decisions_total"
 MOST_UNSCORED = 0.01  # of requests; beyond it something is to mend
 TAU_B = "pars_ranker_tau_b"
 REMEDIES = {
+    "learning": "too few answers to order by yet: some dozens are needed",
     "unordered": "the engine was not known, takes no priorities or refused them: see priority",
     "drifted": "the ranker's order is no better than chance, so none is made: `pars learn` trains"
     " one on this traffic (docs/learning.md)",

@@ -11,6 +11,7 @@ from pars.ranking.order_metrics import Estimate
 DECIDED = ("scored", "no_text", "trusted")
 # The request went on with a neutral priority.
 FAILED_OPEN = (
+    "learning",
     "unordered",
     "drifted",
     "over_budget",
@@ -137,6 +138,43 @@ class OutcomeMetrics:
     def dropped_prompt(self, reason: str) -> None:
         """Count a prompt that was not written; `reason` is one of DROPPED_PROMPTS."""
         self._dropped_prompts[reason].inc()
+
+
+class LearnMetrics:
+    """What the ranker that learns while it serves is worth by now; one per registry."""
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        def gauge(name: str, documentation: str) -> Gauge:
+            return Gauge(name, documentation, registry=registry, multiprocess_mode="mostrecent")
+
+        self.learned = Counter(
+            "pars_answers_learned_total", "Answers learned from.", registry=registry
+        )
+        self.failures = Counter(
+            "pars_learning_failures_total",
+            "Times that what was learned could not be kept or read.",
+            registry=registry,
+        )
+        self._tau_b = gauge(
+            "pars_online_tau_b", "Between what was predicted before an answer and its length."
+        )
+        self._tau_b_low = gauge("pars_online_tau_b_low", "Lower end of its 95% interval.")
+        self._tau_b_high = gauge("pars_online_tau_b_high", "Upper end of its 95% interval.")
+        self._coverage = gauge(
+            "pars_online_interval_coverage", "Share of answers inside their 80% interval."
+        )
+        self._in_use = gauge(
+            "pars_online_in_use",
+            "1: the queue is ordered by what was learned; 0: not yet, or no more.",
+        )
+
+    def show(self, tau_b: Estimate, coverage: float, *, is_in_use: bool) -> None:
+        """Show the last judgement; nan where there is none."""
+        self._tau_b.set(tau_b.value)
+        self._tau_b_low.set(tau_b.low)
+        self._tau_b_high.set(tau_b.high)
+        self._coverage.set(coverage)
+        self._in_use.set(is_in_use)
 
 
 class DriftMetrics:

@@ -45,11 +45,13 @@ class Decided:
         outcome: What is known of it so far.
         began_s: Of `time.perf_counter`, when its body was in.
         request_id: That the client gave in the body; the header's goes before.
+        when_done: Called with the outcome, after the observers of all requests.
     """
 
     outcome: Outcome
     began_s: float
     request_id: str | None = None
+    when_done: Callable[[Outcome], None] | None = None
 
 
 class Recorder:
@@ -151,7 +153,8 @@ class Recorder:
         except Exception:  # a fault of ours, and none of the request's
             self._metrics.dropped("error")
             return
-        for observe in self._observers:
+        own = watch.decided.when_done
+        for observe in (*self._observers, *([own] if own else ())):
             try:
                 observe(outcome)
             except Exception:

@@ -131,7 +131,7 @@ class Gateway:
         is_up = answer is not None and answer < 500
         ranker = self.middleware.ranker
         report: dict[str, Any] = {
-            "status": "down" if not is_up else "ok" if ranker.is_loaded else "unscored",
+            "status": "down" if not is_up else "ok" if self.middleware.can_order else "unscored",
             "upstream": {"url": self.upstream.url, "reachable": is_up, "health_status": answer},
             "ranker": {
                 "loaded": ranker.is_loaded,
@@ -139,6 +139,7 @@ class Gateway:
                 "model": ranker.model_name,
                 "fingerprint": ranker.fingerprint,
             },
+            "learning": self.middleware.learning,
             "engine": self.known.state,
             "schedules_by_priority": self.middleware.order.obeys,
             "warnings": self.known.warnings,

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pars.errors import one_line
-from pars.outcomes.metrics import DriftMetrics, OutcomeMetrics, ServeMetrics
+from pars.outcomes.learner import Learner
+from pars.outcomes.metrics import DriftMetrics, LearnMetrics, OutcomeMetrics, ServeMetrics
 from pars.outcomes.queue_order import OrderJudge
 from pars.outcomes.ranker_judge import RankerJudge
 from pars.outcomes.recorder import Decided, Recorder
@@ -29,7 +30,9 @@ from pars.outcomes.records import Outcome
 from pars.outcomes.writer import OutcomeWriter
 from pars.ranking.batching import Batcher, QueueFull
 from pars.ranking.live_ranker import Expectation, LiveRanker, keep_fresh
+from pars.ranking.online.ranker import Guess, OnlineRanker
 from pars.request.body import ASGIApp, ByteBudget, HeldBody, Message, Receive, Scope, Send
+from pars.request.features import Signals, signals_of
 from pars.request.fields import SMALL_BYTES, read_fields
 from pars.request.prompts import (
     GenerationRequest,
@@ -40,9 +43,9 @@ from pars.request.prompts import (
     unread_request,
 )
 from pars.scheduling.engines import ENGINES, Engine, engine_of_host, scheduling_policy
-from pars.scheduling.priority import cost_tokens
+from pars.scheduling.priority import Calibration, cost_tokens
 from pars.scheduling.stamping import stamped, unstamped, without
-from pars.scheduling.trust import WISH_HEADERS, Wish
+from pars.scheduling.trust import WISH_HEADERS, Wish, keys_in
 from pars.serving.known_engine import KnownEngine
 from pars.serving.refusals import Passage
 from pars.serving.settings import Settings, unknown_variables
@@ -53,6 +56,8 @@ log = logging.getLogger("vllm.pars" if "vllm" in sys.modules else "pars")
 _T = TypeVar("_T")
 SECONDS_BETWEEN_WARNINGS = 60.0
 NO_TEXT = GenerationRequest((Prompt(None, 0.0),))
+ONLINE = "online"  # the ranker that learns, as outcomes name it
+NOBODY = (None, None, None)
 MAX_NAME_CHARS = 256  # of a model's or a request's name, kept until the answer ends
 
 
@@ -64,7 +69,10 @@ class _Asked:
     decision: str = "error"
     model: str | None = None
     request_id: str | None = None
-    expectations: list[Expectation] | None = None  # of the first texts
+    expectations: list[Expectation] | None = None  # of the first texts, by an offline ranker
+    signals: Signals | None = None
+    guess: Guess | None = None  # of the ranker that learns
+    is_ordered: bool = True  # False: first come, first served
 
     @property
     def texts(self) -> list[str]:
@@ -121,9 +129,35 @@ class PriorityMiddleware:
         self.byte_budget = ByteBudget(settings.max_buffered_bytes)
         self._kept_budget = ByteBudget(settings.max_buffered_bytes)  # of bodies at the engine
         self._quiet_until_s = 0.0
-        self._first_load()
-        if settings.outcomes or settings.drift:
+        # A ranker that was asked for is a signal for good; the one in the box only until enough is
+        # learned to order without it.
+        self._has_own_ranker = ranker is not None or settings.ranker not in ("", "none")
+        self._has_ranker = settings.ranker != "none" or settings.learn == "off"
+        if self._has_ranker:
+            self._first_load()
+        self.learner: Learner | None = None
+        if settings.learn == "on":
+            self.learner = Learner(settings.state_folder, LearnMetrics(self.metrics.registry))
+        if settings.outcomes or settings.drift or self.learner is not None:
             self._follow_requests(OutcomeMetrics(self.metrics.registry))
+
+    @property
+    def can_order(self) -> bool:
+        """Whether requests are ordered, or will be by themselves."""
+        return self.learner is not None or self.ranker.is_loaded
+
+    @property
+    def learning(self) -> dict[str, Any] | None:
+        """What the ranker that learns knows by now; None: none does."""
+        if self.learner is None:
+            return None
+        gauge, folder = self.learner.ranker.gauge, self.learner.folder
+        return {
+            "folder": None if folder is None else str(folder),
+            "num_learned": self.learner.ranker.model.num_learned,
+            "in_use": self.learner.is_ready,
+            "tau_b": gauge.tau_b.as_json(),
+        }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -153,7 +187,7 @@ class PriorityMiddleware:
                 return
             began_s = time.perf_counter()
             arrival_s = self._clock()  # once the body is here: a slow sender gains no age by it
-            asked = await self._asked(reader, body, wish)
+            asked = await self._asked(scope, reader, body, wish)
             priority = self._priority(engine, asked, wish, arrival_s)
             self.metrics.decision_seconds.observe(time.perf_counter() - began_s)
             content = body.content() if body.outcome is None else None
@@ -169,14 +203,14 @@ class PriorityMiddleware:
             )
             await app(scope, receive, send)
 
-    async def _asked(self, reader: Reader, body: HeldBody, wish: Wish) -> _Asked:
+    async def _asked(self, scope: Scope, reader: Reader, body: HeldBody, wish: Wish) -> _Asked:
         """The request, scored if it can be. Never raises."""
         asked = _Asked()
         try:
-            await self._read(reader, body, asked)
+            await self._read(scope, reader, body, asked)
             if wish.priority is not None:
                 asked.decision = "trusted"
-            elif asked.decision == "scored":
+            elif asked.decision == "scored" and self._asks_ranker():
                 asked.expectations = await self._expectations(asked.texts)
                 if self._judge is not None and not self._judge.is_useful:
                     asked.decision = "drifted"
@@ -188,23 +222,55 @@ class PriorityMiddleware:
             if asked.decision == "scored":
                 asked.decision = "scorer_failed" if self.ranker.is_loaded else "no_ranker"
             self._warn(error)
+        try:
+            self._guess(asked)
+        except Exception as error:  # the same holds for what was learned
+            self._warn(error)
         return asked
+
+    def _asks_ranker(self) -> bool:
+        """Whether an offline ranker is asked: one of the user's own always, the one in the box
+        as long as nothing better is known."""
+        if self.learner is None or self._has_own_ranker:
+            return True
+        return self._has_ranker and not self.learner.is_ready
+
+    def _guess(self, asked: _Asked) -> None:
+        """Have the ranker that learns say what it expects, and go by it if that is worth it."""
+        is_ready = self.learner is not None and self.learner.is_ready
+        asked.is_ordered = is_ready or self._has_ranker
+        if asked.decision == "drifted" and not is_ready:
+            asked.is_ordered = False
+        if self.learner is None or asked.signals is None:
+            return
+        first = asked.expectations[0] if asked.expectations else None
+        asked.guess = self.learner.expect(asked.signals, first.score if first else None)
+        if asked.decision != "trusted" and is_ready:
+            asked.decision = "scored"
+        elif asked.decision in ("scored", "no_text") and not asked.is_ordered:
+            asked.decision = "learning"
 
     def _priority(self, engine: Engine, asked: _Asked, wish: Wish, arrival_s: float) -> int:
         """The request's priority; counts why it is what it is."""
         self.metrics.count(asked.decision)
         if wish.priority is not None and asked.decision == "trusted":
             return min(max(wish.priority, -(2**63)), 2**63 - 1)
-        calibration = self.ranker.calibration
-        if asked.decision == "drifted":
-            cost = calibration.neutral_tokens  # the same for all: first come, first served
-        else:
-            expected = self._expected_tokens(asked)
+        scale = self._scale()
+        if asked.is_ordered:
+            expected = self._expected_tokens(asked, scale.neutral_tokens)
             cost = cost_tokens(asked.request, expected, obey_limits=self.settings.obey_limits)
+        else:
+            cost = scale.neutral_tokens  # the same for all: first come, first served
         self.metrics.cost_tokens.observe(cost)
         return self._policies[engine.larger_first].key(
-            cost, arrival_s, long_tokens=calibration.long_tokens, offset_s=wish.offset_s
+            cost, arrival_s, long_tokens=scale.long_tokens, offset_s=wish.offset_s
         )
+
+    def _scale(self) -> "Calibration | OnlineRanker":
+        """Who says what is a middle and a long answer."""
+        if self.learner is not None and self.learner.is_ready:
+            return self.learner.ranker
+        return self.ranker.calibration
 
     def _decided(
         self, asked: _Asked, path: str, key: int, arrival_s: float, began_s: float
@@ -213,14 +279,18 @@ class PriorityMiddleware:
         first = asked.expectations[0] if asked.expectations else None
         texts, writer = asked.texts, self._writer
         text = head_and_tail(texts[0], self.settings.max_prompt_chars) if texts and writer else None
+        ranker, score, expected = (first.ranker, first.score, first.tokens) if first else NOBODY
+        guess = asked.guess
+        if guess is not None and self.learner is not None and self.learner.is_ready:
+            ranker, score, expected = ONLINE, guess.log_tokens, guess.tokens
         outcome = Outcome(
             arrival_s=arrival_s,
             path=path[-MAX_NAME_CHARS:],
             decision=asked.decision,
             model=asked.model,
-            ranker=first.ranker if first else None,
-            score=first.score if first else None,
-            expected_tokens=first.tokens if first else None,
+            ranker=ranker,
+            score=score,
+            expected_tokens=expected,
             max_tokens=asked.request.max_tokens,
             num_answers=asked.request.num_answers,
             num_prompts=len(asked.request.prompts),
@@ -228,9 +298,14 @@ class PriorityMiddleware:
             prompt_key=writer.key_of(text) if writer and text else None,
             prompt=text if self.settings.outcome_prompts else None,
         )
-        return Decided(outcome=outcome, began_s=began_s, request_id=asked.request_id)
+        when_done = None
+        if self.learner is not None and guess is not None:
+            when_done = partial(self.learner.learn, guess)
+        return Decided(
+            outcome=outcome, began_s=began_s, request_id=asked.request_id, when_done=when_done
+        )
 
-    async def _read(self, reader: Reader, body: HeldBody, asked: _Asked) -> None:
+    async def _read(self, scope: Scope, reader: Reader, body: HeldBody, asked: _Asked) -> None:
         asked.decision = body.outcome or "undecodable"
         asked.request = unread_request(body.num_bytes)
         if body.outcome is not None:
@@ -241,6 +316,9 @@ class PriorityMiddleware:
         asked.decision = "error"
         asked.request = reader(fields)
         asked.model, asked.request_id = _name(fields, "model"), _name(fields, "request_id")
+        if self.learner is not None:
+            key = next(iter(keys_in(scope["headers"])), b"").decode("latin-1")
+            asked.signals = signals_of(scope["path"], fields, asked.request, key)
         asked.decision = "scored" if asked.texts else "no_text"
 
     async def _expectations(self, texts: list[str]) -> list[Expectation]:
@@ -251,13 +329,15 @@ class PriorityMiddleware:
         """
         return await self._scored(self._batcher.submit(texts[: self.settings.max_prompts]))
 
-    def _expected_tokens(self, asked: _Asked) -> list[float]:
+    def _expected_tokens(self, asked: _Asked, neutral: float) -> list[float]:
         """
         Expected answer tokens of each prompt.
 
-        Texts beyond those that were scored get the mean of those; the others a middle answer.
+        Texts beyond those that were scored get the mean of those; the others a middle answer. Who
+        asks, and how, is known without a text, so the ranker that learns says the same of each.
         """
-        neutral = self.ranker.calibration.neutral_tokens
+        if asked.guess is not None and self.learner is not None and self.learner.is_ready:
+            return [asked.guess.tokens] * len(asked.request.prompts)
         tokens = [it.tokens for it in asked.expectations or ()]
         rest = sum(tokens) / len(tokens) if tokens else neutral
         scored = iter(tokens)
@@ -313,7 +393,7 @@ class PriorityMiddleware:
                 Path(self.settings.outcomes), self.settings.outcome_limits(), metrics
             )
             observers.append(self._writer.put)
-        if self.settings.drift:
+        if self.settings.drift and self._has_ranker:
             shown = DriftMetrics(self.metrics.registry)
             self._judge = RankerJudge(self.ranker, self.settings.drift_settings(), shown)
             observers.append(self._judge.observe)
@@ -321,7 +401,11 @@ class PriorityMiddleware:
 
     def _start(self, scope: Scope) -> None:
         self._batcher.start()
-        upkeep = [keep_fresh(self.ranker, self.settings.reload_s, self._on_load)]
+        upkeep = []
+        if self._has_ranker:
+            upkeep.append(keep_fresh(self.ranker, self.settings.reload_s, self._on_load))
+        if self.learner is not None:
+            upkeep.append(self.learner.keep_learning())
         if self._writer is not None:
             self._writer.start()
         if self._judge is not None:
@@ -364,6 +448,8 @@ class PriorityMiddleware:
             self._recorder.close()
         if self._writer is not None:
             await asyncio.to_thread(self._writer.close, self.max_closing_s)
+        if self.learner is not None:
+            await asyncio.to_thread(self.learner.close)
 
     def _warn(self, error: Exception) -> None:
         now_s = time.monotonic()

@@ -92,7 +92,26 @@ def _setting(default: Any, help: str, *, is_secret: bool = False, **declared: An
 class Settings:
     """What an operator may set."""
 
-    ranker: str = _setting("", "ranker folder", shown="in the box", metavar="DIR")
+    ranker: str = _setting(
+        "",
+        "ranker folder, one signal more for the ranker that learns; by default the one in the box"
+        " orders until that has learned to; `none`: first come, first served until then",
+        shown="in the box",
+        metavar="DIR",
+    )
+    learn: str = _setting(
+        "on",
+        "`on`: learn from each answer, and order by that once it is better than chance; `off`:"
+        " order by the ranker alone",
+        choices=("on", "off"),
+    )
+    state: str = _setting(
+        "",
+        "folder for what is learned, shared by all processes that use it; no text is kept. `none`:"
+        " in memory only",
+        shown="~/.local/state/pars",
+        metavar="DIR",
+    )
     engine: str = _setting(
         "auto",
         "how the engine takes priorities; `auto`: it is asked",
@@ -224,10 +243,19 @@ class Settings:
 
     @property
     def ranker_folder(self) -> Path:
-        """The folder of the ranker to load."""
+        """The folder of the ranker to load; of `none` too there is one, which is not loaded."""
         from pars.ranking.ranker import boxed_ranker
 
-        return Path(self.ranker) if self.ranker else boxed_ranker()
+        return Path(self.ranker) if self.ranker not in ("", "none") else boxed_ranker()
+
+    @property
+    def state_folder(self) -> Path | None:
+        """Where what is learned lies; None: nowhere."""
+        from pars.ranking.online.state import default_folder
+
+        if self.learn == "off" or self.state == "none":
+            return None
+        return Path(self.state) if self.state else default_folder()
 
     @property
     def client_keys(self) -> list[str]:

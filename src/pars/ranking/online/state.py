@@ -88,7 +88,8 @@ class State:
         """The snapshot and all logs since. Whatever is damaged is left out."""
         model = OnlineModel()
         try:
-            with np.load(self.folder / "model.npz", allow_pickle=False) as stored:
+            with (self.folder / "model.npz").open("rb") as file:
+                stored = np.load(file, allow_pickle=False)
                 arrays = {name: stored[name] for name in stored.files if name != "note"}
                 note = json.loads(stored["note"].tobytes())
             if note["format"] == FORMAT:

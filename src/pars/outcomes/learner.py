@@ -1,0 +1,145 @@
+"""
+Lets the online ranker of a server learn from the answers that pass, and keeps what it learned.
+
+On the event loop, but for the disk and the judging, which are done in a thread. Whatever fails
+here costs what was to be learned, and no request.
+"""
+
+import asyncio
+import logging
+import math
+import sys
+import time
+from pathlib import Path
+
+from pars.errors import ParsError, one_line
+from pars.outcomes.metrics import LearnMetrics
+from pars.outcomes.records import Outcome
+from pars.ranking.online.ranker import Guess, OnlineRanker
+from pars.ranking.online.state import State
+from pars.request.features import Signals
+
+log = logging.getLogger("vllm.pars" if "vllm" in sys.modules else "pars")  # vLLM shows its own
+
+FLUSH_EVERY_S = 1.0  # what a kill -9 may cost
+SNAPSHOT_EVERY_S = 60.0
+MOST_AT_ONCE = 200  # of the others' answers, between two turns of the event loop
+
+
+class Learner:
+    """
+    One server process's ranker that learns.
+
+    Args:
+        folder: Where what is learned is kept, and shared with other processes; None: nowhere.
+
+    Attributes:
+        folder: The same; None too where it cannot be used, which is logged.
+    """
+
+    def __init__(self, folder: Path | None, metrics: LearnMetrics) -> None:
+        self._metrics = metrics
+        self._state: State | None = None
+        self.folder: Path | None = None
+        self._scores = _Running()
+        self.ranker = OnlineRanker()
+        if folder is not None:
+            self._open(folder)
+        self._show()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it orders better than chance, by the last answers."""
+        return self.ranker.gauge.is_useful
+
+    def expect(self, signals: Signals, score: float | None = None) -> Guess:
+        """What is expected of a request; `score` is an offline ranker's, on its own scale."""
+        return self.ranker.expect(signals, 0.0 if score is None else self._scores.standard(score))
+
+    def learn(self, guess: Guess, outcome: Outcome) -> None:
+        """
+        The request ended.
+
+        Several prompts and answers share their length evenly. A request that failed tells nothing.
+        """
+        failed = outcome.status is not None and outcome.status >= 400
+        if failed or outcome.answer_tokens is None:
+            return
+        tokens = outcome.answer_tokens / max(1, outcome.num_prompts * outcome.num_answers)
+        self.ranker.learn(guess, tokens, is_lower_bound=outcome.is_censored)
+        self._metrics.learned.inc()
+        if self._state is not None:
+            log_tokens = math.log1p(tokens)
+            self._state.keep(guess.reading, log_tokens, is_lower_bound=outcome.is_censored)
+
+    async def keep_learning(self, every_s: float = FLUSH_EVERY_S) -> None:
+        """Judge, write and follow the other processes, until cancelled."""
+        snapshot_at_s = time.monotonic() + SNAPSHOT_EVERY_S
+        while True:
+            await asyncio.sleep(every_s)
+            try:
+                if self.ranker.gauge.is_due:
+                    await asyncio.to_thread(self.ranker.gauge.judge)
+                    self._show()
+                if self._state is not None:
+                    await self._keep_up(self._state)
+                    if time.monotonic() >= snapshot_at_s:
+                        snapshot_at_s = time.monotonic() + SNAPSHOT_EVERY_S
+                        await asyncio.to_thread(self._state.snapshot, self.ranker.model)
+            except Exception as error:  # a full disk, say: learning goes on in memory
+                self._metrics.failures.inc()
+                log.warning("what was learned is not kept: %s", one_line(error))
+
+    def close(self) -> None:
+        """Keep what was learned last."""
+        if self._state is None:
+            return
+        try:
+            self._state.flush()
+            self._state.snapshot(self.ranker.model)
+        except Exception as error:
+            log.warning("what was learned last is not kept: %s", one_line(error))
+
+    def _open(self, folder: Path) -> None:
+        try:
+            self._state = State(folder)
+            self.ranker = OnlineRanker(self._state.secret, self._state.load())
+            self.folder = folder
+        except (ParsError, OSError) as error:
+            self._state = None
+            self._metrics.failures.inc()
+            log.error("learning goes on in memory only: %s", error)
+
+    async def _keep_up(self, state: State) -> None:
+        if state.is_forgotten():
+            log.warning("%s was wiped: learning begins anew", state.folder)
+            self._open(state.folder)
+            return
+        await asyncio.to_thread(state.flush)
+        for number, learned in enumerate(state.news(), 1):
+            self.ranker.model.learn(
+                learned.reading, learned.log_tokens, is_lower_bound=learned.is_lower_bound
+            )
+            if number % MOST_AT_ONCE == 0:
+                await asyncio.sleep(0)
+
+    def _show(self) -> None:
+        ranker = self.ranker
+        coverage = ranker.num_inside / ranker.num_told if ranker.num_told else math.nan
+        self._metrics.show(ranker.gauge.tau_b, coverage, is_in_use=self.is_ready)
+
+
+class _Running:
+    """The scale of an offline ranker's scores, as they come (Welford 1962)."""
+
+    def __init__(self) -> None:
+        self._count, self._mean, self._squares = 0, 0.0, 0.0
+
+    def standard(self, score: float) -> float:
+        """The score in standard deviations from the mean so far, -3 to 3."""
+        self._count += 1
+        difference = score - self._mean
+        self._mean += difference / self._count
+        self._squares += difference * (score - self._mean)
+        deviation = math.sqrt(self._squares / self._count)
+        return min(max((score - self._mean) / deviation, -3.0), 3.0) if deviation > 0 else 0.0

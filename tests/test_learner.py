@@ -1,0 +1,113 @@
+"""A gateway that is given nothing learns from its first answers, and orders by what it learned."""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from gateways import counted, exchange, post
+from pars.serving.gateway import UVICORN_OPTIONS, Gateway
+from pars.serving.settings import Settings
+from pars.serving.upstream import Upstream
+
+from fake_engine import FakeEngine
+from serving import DEADLINE_S, eventually, serve_in_thread
+
+ESSAY, TRANSLATION = "Write an essay about thing{}", "Translate to French: thing{}"
+
+
+@contextmanager
+def learning_gateway(engine: FakeEngine, **settings: object) -> Iterator[tuple[str, Gateway]]:
+    """Without a ranker, so that all is learned; limits do not count by themselves."""
+    chosen = {"engine": "vllm", "ranker": "none", "obey_limits": False, **settings}
+    with engine.served() as upstream:
+        app = Gateway(Upstream(upstream, timeout_s=DEADLINE_S), Settings(**chosen))  # type: ignore[arg-type]
+        with serve_in_thread(app, **UVICORN_OPTIONS) as url:
+            yield url, app
+
+
+def ask(url: str, text: str, num_tokens: int) -> None:
+    body = {"messages": [{"role": "user", "content": text}], "max_tokens": num_tokens}
+    answer = exchange(url, post("/v1/chat/completions", json.dumps(body).encode()))
+    assert answer.startswith(b"HTTP/1.1 200"), answer[:200]
+
+
+def teach(url: str, num_requests: int) -> None:
+    for number in range(num_requests):
+        if number % 2:
+            ask(url, ESSAY.format(number), 60 + number % 7)
+        else:
+            ask(url, TRANSLATION.format(number), 5 + number % 3)
+
+
+def test_what_is_learned_orders_the_queue(tmp_path: Path):
+    """First come, first served until the order is better than chance; then essays go last."""
+    with learning_gateway(FakeEngine(), state=str(tmp_path), max_overtake_s=float("inf")) as (
+        url,
+        app,
+    ):
+        ask(url, ESSAY.format("x"), 60)
+        assert counted(app, "pars_decisions_total", outcome="learning") == 1
+        teach(url, 60)
+        eventually(lambda: counted(app, "pars_online_in_use") == 1)
+        assert counted(app, "pars_answers_learned_total") == 61
+        assert counted(app, "pars_online_tau_b_low") > 0
+
+        costs = []
+        for text in (ESSAY, TRANSLATION):
+            before = counted(app, "pars_expected_cost_tokens_sum")
+            ask(url, text.format("never named"), 9)
+            costs.append(counted(app, "pars_expected_cost_tokens_sum") - before)
+        assert counted(app, "pars_decisions_total", outcome="scored") == 2
+        assert costs[0] > 2 * costs[1]
+
+
+def test_what_was_learned_is_there_after_a_restart(tmp_path: Path):
+    """And the health page says where it lies, and how much it is."""
+    for num_learned in (20, 40):
+        with learning_gateway(FakeEngine(), state=str(tmp_path)) as (url, app):
+            teach(url, 20)
+            eventually(lambda app=app: counted(app, "pars_answers_learned_total") == 20)
+            page = exchange(
+                url, b"GET /pars/health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+            )
+            told = json.loads(page.partition(b"\r\n\r\n")[2])["learning"]
+            assert told["num_learned"] == num_learned
+            assert told["folder"] == str(tmp_path)
+
+
+def test_without_a_folder_it_learns_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """`--state none` leaves no file, and `--learn off` learns nothing."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    with learning_gateway(FakeEngine(), state="none") as (url, app):
+        teach(url, 2)
+        eventually(lambda: counted(app, "pars_answers_learned_total") == 2)
+    with learning_gateway(FakeEngine(), ranker="", learn="off") as (url, app):
+        teach(url, 2)
+        assert app.middleware.learner is None
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_used_costs_no_request(tmp_path: Path):
+    """It is counted, and learning goes on in memory."""
+    (tmp_path / "file").write_text("")
+    with learning_gateway(FakeEngine(), state=str(tmp_path / "file" / "state")) as (url, app):
+        teach(url, 2)
+        eventually(lambda: counted(app, "pars_answers_learned_total") == 2)
+        assert counted(app, "pars_learning_failures_total") == 1
+
+
+def test_the_start_says_where_it_is_kept(tmp_path: Path):
+    """One line, before the address."""
+    from click.testing import CliRunner
+
+    from pars.cli.main import commands
+
+    told = CliRunner().invoke(commands, ["gateway", "--help"])
+
+    assert re.search(r"--state DIR", told.output)
+    assert re.search(r"--learn \[on\|off\]", told.output)

@@ -188,6 +188,14 @@ def test_every_prompt_gets_a_line_with_its_answers_length(endpoint, tmp_path):
     assert (second["prompt"], second["answer_tokens"]) == ("four", 1)
 
 
+def test_half_an_emoji_is_asked_as_it_is(endpoint, tmp_path):
+    """A lone surrogate, as clients cut prompts, reaches the endpoint in JSON's escape."""
+    report = collect(config_for(endpoint, tmp_path, ["Why \ud83d?"]))
+
+    assert report.exit_code == 0
+    assert [prompt_of(body) for body in endpoint.asked] == ["Why \ud83d?"]
+
+
 def test_texts_and_thoughts_are_kept_when_asked_for(tmp_path):
     """With --keep-text the answer and the thinking stand in the line, and thinking is counted."""
     thought = page("x", completion_tokens=7, completion_tokens_details={"reasoning_tokens": 5})

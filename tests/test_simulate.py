@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from pars.prove.report.sweep import SweepPlan, capacity_rps, run_sweep
 from pars.prove.report.times import read_result
 from pars.prove.workload.policies import Policy
 from pars.prove.workload.workload import WorkloadRequest, write_workload
+from pars.ranking.ranker import boxed_ranker
 
 ENGINE_PYTHON = Path(__file__).parent.parent / ".engine/bin/python"
 SECONDS = StepTime(base_s=1.0, prefill_token_s=0.1, decode_seq_s=0.5, kv_token_s=0.01)
@@ -255,6 +257,80 @@ def test_what_would_i_gain_is_one_command(tmp_path):
         for rate in (2.0, 8.0)
     }
     assert (out / "report.html").exists()
+
+
+@pytest.fixture
+def stories(tmp_path):
+    """A workload of prompts that a ranker tells apart, and two rankers: one knows other words."""
+    load = tmp_path / "stories.jsonl"
+    asked = ("Write a very long story", "Name a dog", "Explain all of physics", "2+2?")
+    requests = [
+        WorkloadRequest(f"{n:02d}", 0.0, f"{asked[n % 4]}, number {n}", 8, 5 + n) for n in range(40)
+    ]
+    write_workload(load, {"source": "test"}, requests)
+    for name in ("mine", "theirs"):
+        shutil.copytree(boxed_ranker(), tmp_path / name)
+    path = tmp_path / "theirs/tokenizer.json"
+    tokenizer = json.loads(path.read_text("utf-8"))
+    tokenizer["vocabulary"][3:] = tokenizer["vocabulary"][:2:-1]
+    path.write_text(json.dumps(tokenizer), "utf-8")
+    return load
+
+
+def simulated_by(load, out, rankers, policies):
+    """The result's end times by policy."""
+    preset = replace(EnginePreset.named("h100-8b"), limits=SMALL)
+    run_sweep(
+        SweepPlan(workload=load, policies=policies, output_dir=out, rankers=rankers, preset=preset)
+    )
+    result = read_result(out)
+    ends = {policy: {} for policy in policies}
+    for it in result.requests:
+        ends[it.policy][it.request_id] = it.finished_s
+    return ends, result.header["rankers"]
+
+
+def test_two_rankers_under_two_names_are_two_rankers(stories, tmp_path):
+    """Each orders the requests by itself, as alone; the result names both folders."""
+    folders = {"mine": tmp_path / "mine", "theirs": tmp_path / "theirs"}
+    policies = ("ranker:mine", "ranker:theirs")
+
+    ends, named = simulated_by(stories, tmp_path / "both", folders, policies)
+    alone, _ = simulated_by(stories, tmp_path / "one", {"": folders["theirs"]}, ("ranker",))
+
+    assert ends["ranker:mine"] != ends["ranker:theirs"] == alone["ranker"]
+    assert named == {f"ranker:{name}": str(folder) for name, folder in folders.items()}
+
+
+def test_a_result_goes_on_with_another_ranker_under_another_name(stories, tmp_path):
+    """The second adds its policy; another folder under the first's name is refused."""
+    out, mine, theirs = tmp_path / "out", tmp_path / "mine", tmp_path / "theirs"
+    simulated_by(stories, out, {"a": mine}, ("ranker:a",))
+
+    _, named = simulated_by(stories, out, {"a": mine, "b": theirs}, ("ranker:a", "ranker:b"))
+    with pytest.raises(ParsError, match="in which ranker:a is"):
+        simulated_by(stories, out, {"a": theirs}, ("ranker:a",))
+
+    assert read_result(out).policies() == ["ranker:a", "ranker:b"]
+    assert named == {"ranker:a": str(mine), "ranker:b": str(theirs)}
+
+
+@pytest.mark.parametrize(
+    ("rankers", "problem"),
+    [
+        (["box"], "policy ranker:mine: give its folder: --ranker mine=DIR"),
+        (["mine=box", "yours=box"], "--ranker yours=box: no policy is ranker:yours"),
+        (["mine=box", "mine=other"], "two folders for one name"),
+    ],
+)
+def test_a_ranker_without_a_folder_or_a_policy_is_named(stories, tmp_path, rankers, problem):
+    """So that no two names can mean one ranker unseen."""
+    asked = ["--policies", "ranker:mine", "--output-dir", str(tmp_path / "out")]
+    asked += [part for it in rankers for part in ("--ranker", it)]
+    done = CliRunner().invoke(commands, ["simulate", "--workload", str(stories), *asked])
+
+    assert isinstance(done.exception, ParsError)
+    assert problem in str(done.exception)
 
 
 def test_requests_without_prompts_cannot_be_ranked(tmp_path):

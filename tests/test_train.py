@@ -440,6 +440,21 @@ def test_changed_data_is_another_training(tmp_path):
         train(lite_config(folder, tmp_path / "run", resume_from=tmp_path / "run"))
 
 
+def test_half_an_emoji_is_a_word_like_any_other(tmp_path):
+    """A lone surrogate that stands in many prompts is learned, written and read back."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name, start, count in (("train", 0, 240), ("val", 240, 60)):
+        made = [{**row, "prompt": row["prompt"] + " \ud83d"} for row in rows(count, start)]
+        (folder / f"{name}_data.json").write_text(json.dumps(made))
+
+    metrics = train(lite_config(folder, tmp_path / "run", num_epochs=1))
+
+    ranker = Ranker.load(tmp_path / "run/ranker")
+    assert metrics is not None
+    assert ranker.score(["the sea \ud83d"])[0] != ranker.score(["the sea ?"])[0]
+
+
 def test_lite_weights_are_not_put_on_other_words(data, tmp_path):
     """A lite checkpoint belongs to its training's words."""
     train(lite_config(data, tmp_path / "run"))

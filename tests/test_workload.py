@@ -7,6 +7,8 @@ from statistics import mean, stdev
 
 import pytest
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pars.cli.main import commands
 from pars.errors import DataError, ParsError
@@ -111,6 +113,18 @@ def test_a_workload_is_read_as_it_was_written(tmp_path):
 
     workload = read_workload(path)
     assert (workload.header, workload.requests) == (header, requests)
+
+
+@given(prompt=st.text(st.characters(codec=None)), category=st.text(st.characters(codec=None)))
+def test_any_text_comes_back_out_of_a_workload(tmp_path_factory, prompt, category):
+    """Halves of surrogate pairs and control characters too, as clients cut them into prompts."""
+    path = tmp_path_factory.mktemp("any") / "load.jsonl"
+    write_workload(path, {}, [WorkloadRequest("0", 0.0, prompt, 1, 2, None, category)])
+    (request,) = read_workload(path).requests
+
+    # Two halves that meet are the one character that they make, in JSON as everywhere.
+    whole = [json.loads(json.dumps(text)) for text in (prompt, category)]
+    assert [request.prompt, request.category] == whole
 
 
 @pytest.mark.parametrize(

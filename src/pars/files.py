@@ -40,7 +40,12 @@ def written_whole(path: Path) -> Iterator[IO[bytes]]:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, whole or not at all."""
     with written_whole(path) as file:
-        file.write(json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n")
+        file.write(utf8(json.dumps(value, indent=2, ensure_ascii=False)) + b"\n")
+
+
+def utf8(json_text: str) -> bytes:
+    """Half a surrogate pair has no UTF-8 form; its backslash form is the JSON escape."""
+    return json_text.encode("utf-8", "backslashreplace")
 
 
 def _umask() -> int:

@@ -4,13 +4,14 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from pars.cli.serve import run_app
+from pars.cli.simulate import named_folders, ranker_option
 from pars.errors import INTERRUPTED, ParsError
 from pars.scheduling.engines import ENGINES
 
@@ -59,13 +60,7 @@ class NumberList(click.ParamType):  # type: ignore[type-arg]  # generic in newer
     default="",
     help="Scale the arrivals to these requests per second, one after the other: 2,4,8.",
 )
-@click.option(
-    "--ranker",
-    "rankers",
-    multiple=True,
-    metavar="[NAME=]DIR",
-    help="Folder of the policy ranker, or of ranker:NAME; repeats.  [default: the boxed one]",
-)
+@ranker_option
 @click.option(
     "--own-eos",
     is_flag=True,
@@ -159,23 +154,12 @@ def _bench_options(url: str, asked: dict[str, Any]) -> "BenchOptions":
     return BenchOptions(
         url=url,
         policies=policies,
-        rankers=_named_folders(asked.pop("rankers")),
+        rankers=named_folders(asked.pop("rankers")),
         api_key=os.environ.get(asked.pop("api_key_env")) or None,
         secret=secret,
         extra_body=_json_object("--extra-body", asked.pop("extra_body")),
         **asked,
     )
-
-
-def _named_folders(given: Sequence[str]) -> dict[str, Path]:
-    """DIR under "", NAME=DIR under NAME."""
-    folders = {}
-    for text in given:
-        name, equals, folder = text.partition("=")
-        folders[name if equals else ""] = Path(folder if equals else text)
-    if len(folders) < len(given):
-        raise ParsError("--ranker: two folders for one name; name them apart: --ranker NAME=DIR")
-    return folders
 
 
 def _json_object(option: str, text: str) -> Mapping[str, Any]:

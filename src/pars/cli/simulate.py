@@ -4,7 +4,7 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -62,6 +62,27 @@ def comma_list(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
+ranker_option = click.option(
+    "--ranker",
+    "rankers",
+    multiple=True,
+    metavar="[NAME=]DIR",
+    help="Folder of the policy ranker, or of ranker:NAME; repeats.  [default: the boxed one]",
+)
+
+
+def named_folders(given: Sequence[str]) -> dict[str, Path]:
+    """DIR under "", NAME=DIR under NAME; a folder whose own name has a = is one if it is there."""
+    folders = {}
+    for text in given:
+        name, equals, folder = text.partition("=")
+        is_named = equals and not Path(text).exists()
+        folders[name if is_named else ""] = Path(folder if is_named else text)
+    if len(folders) < len(given):
+        raise ParsError("--ranker: two folders for one name; name them apart: --ranker NAME=DIR")
+    return folders
+
+
 @click.command()
 @record_options
 @click.option(
@@ -113,7 +134,8 @@ def _described(facts: dict[str, Any]) -> str:
     "--policies",
     default="fcfs,ranker,oracle,ranker@30",
     show_default=True,
-    help="fcfs, ranker, oracle, prompt-length, max-tokens, reversed; NAME@SECONDS is with aging.",
+    help="fcfs, ranker (of several: ranker:NAME), oracle, prompt-length, max-tokens, reversed;"
+    " NAME@SECONDS is with aging.",
 )
 @click.option(
     "--rates",
@@ -135,7 +157,7 @@ def _described(facts: dict[str, Any]) -> str:
 @click.option("--max-num-batched-tokens", type=at_least_one, help="As vLLM's.")
 @click.option("--num-blocks", type=at_least_one, help="KV-cache blocks, as vLLM's.")
 @click.option("--block-size", type=at_least_one, help="Tokens of a block, as vLLM's.")
-@click.option("--ranker", type=PATH, help="Ranker folder.  [default: the one in the box]")
+@ranker_option
 @click.option("--goodput", default="", metavar="LIMITS", help="As for `pars bench`.")
 @click.option("--num-processes", type=at_least_one, help="[default: one a core]")
 @click.option(
@@ -186,7 +208,7 @@ def _simulate(asked: dict[str, Any]) -> bool:
         rates=rates or ("",),
         preset=preset,
         stepper=asked["stepper"],
-        ranker=asked["ranker"],
+        rankers=named_folders(asked["rankers"]),
         num_processes=asked["num_processes"],
         command=shlex.join(["pars", *sys.argv[1:]]),
     )

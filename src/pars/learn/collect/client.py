@@ -82,7 +82,10 @@ class Asker:
         self._timeout_s = timeout_s
         self._secret = key if key and len(key) >= LEAST_SECRET_CHARS else None
         self._client = httpx.AsyncClient(
-            headers={"Authorization": f"Bearer {key}"} if key else {},
+            headers={
+                "Content-Type": "application/json",
+                **({"Authorization": f"Bearer {key}"} if key else {}),
+            },
             timeout=httpx.Timeout(None, connect=min(30.0, timeout_s)),
             limits=httpx.Limits(max_connections=num_connections, keepalive_expiry=MAX_IDLE_S),
         )
@@ -99,13 +102,15 @@ class Asker:
         """
         import httpx
 
+        # In ASCII, since httpx's own JSON is in UTF-8, which has no half of a surrogate pair.
+        content = json.dumps(body).encode()
         began_s = time.monotonic()
         try:
             async with (
                 asyncio.timeout(self._timeout_s),
-                self._client.stream("POST", self._url, json=body) as response,
+                self._client.stream("POST", self._url, content=content) as response,
             ):
-                content = await _body(response)
+                answer = await _body(response)
         except TimeoutError:
             raise Failure(f"no answer within {self._timeout_s:g} s") from None
         except httpx.ConnectError as error:
@@ -118,7 +123,7 @@ class Asker:
             raise Failure("a body that cannot be decompressed") from None
         except httpx.HTTPError as error:
             raise Failure(type(error).__name__, self._shown(str(error))) from None
-        text = content.decode(errors="replace")
+        text = answer.decode(errors="replace")
         if response.status_code != 200:
             raise self._refused(response, text)
         return self._read(text, response, time.monotonic() - began_s, body.get("max_tokens"))

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from pars.errors import DataError, ParsError
-from pars.files import write_json
+from pars.files import utf8, write_json
 from pars.learn.collect.prompts import Prompt
 
 FORMAT = "pars-collect-1"
@@ -107,11 +107,7 @@ class AnswerFile:
         Raises:
             ParsError: it cannot be written; what was written of it is taken back.
         """
-        line = json.dumps(record, ensure_ascii=False, allow_nan=False).encode(
-            "utf-8",
-            "backslashreplace",  # a lone surrogate becomes what JSON writes for it
-        )
-        line += b"\n"
+        line = utf8(json.dumps(record, ensure_ascii=False, allow_nan=False)) + b"\n"
         try:
             written = 0
             while written < len(line):

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pars.errors import DataError
+from pars.files import utf8
 from pars.learn.data.records import (
     PAIRS_CLOSE,
     PAIRS_LABEL,
@@ -148,7 +149,7 @@ def write_pairs(file: IO[bytes], prompts: Sequence[str], pairs: Pairs) -> None:
     ends = [PAIRS_LABEL + label + PAIRS_NEXT for label in (b"0", b"1")]
     # One array of all that a file is made of, so that a single lookup strings a chunk together.
     parts = np.empty(len(prompts) + 3, dtype=object)
-    parts[:] = [*(_utf8(_quoted(prompt)) for prompt in prompts), PAIRS_MIDDLE, *ends]
+    parts[:] = [*(utf8(_quoted(prompt)) for prompt in prompts), PAIRS_MIDDLE, *ends]
     order = np.empty((_PAIRS_PER_WRITE, 4), dtype=np.intp)
     order[:, 1] = len(prompts)
     file.write(PAIRS_OPEN)
@@ -168,7 +169,7 @@ def write_data(file: IO[bytes], rows: Sequence[Row]) -> None:
     """Write rows {task_id, prompt, answer_content, answer_length} in PARS's layout."""
     for start in range(0, len(rows), _ROWS_PER_WRITE):
         chunk = rows[start : start + _ROWS_PER_WRITE]
-        file.write(_utf8((",\n" if start else "[\n") + ",\n".join(map(_row_text, chunk))))
+        file.write(utf8((",\n" if start else "[\n") + ",\n".join(map(_row_text, chunk))))
     file.write(b"\n]" if rows else b"[]")
 
 
@@ -183,8 +184,3 @@ def _row_text(row: Row) -> str:
         f'    "answer_content": {_quoted(row.answer_content)},\n'
         f'    "answer_length": {row.answer_length!r}{more}\n  }}'
     )
-
-
-def _utf8(json_text: str) -> bytes:
-    """Half a surrogate pair has no UTF-8 form; its backslash form is the JSON escape."""
-    return json_text.encode("utf-8", "backslashreplace")

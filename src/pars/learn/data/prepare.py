@@ -22,7 +22,7 @@ from typing import IO, Any, TypeVar, cast
 
 from pars import __version__
 from pars.errors import DataError, ParsError
-from pars.files import written_whole
+from pars.files import utf8, written_whole
 from pars.learn.data.hub import hub_rows, load_tokenizer
 from pars.learn.data.pairs import (
     Indices,
@@ -218,7 +218,7 @@ def _write_all(
     plan: dict[str, Callable[[IO[bytes]], None]], report: dict[str, Any], output_dir: Path
 ) -> None:
     def write_report(file: IO[bytes]) -> None:
-        file.write(json.dumps(report, indent=2, ensure_ascii=False).encode() + b"\n")
+        file.write(utf8(json.dumps(report, indent=2, ensure_ascii=False)) + b"\n")
 
     # Files take their names last to first: prepare.json when all the others have theirs.
     with ExitStack() as stack:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pars import __version__
 from pars.errors import ParsError, RankerError
+from pars.files import utf8
 from pars.learn.data.records import length_unit_of, read_data
 from pars.learn.training.calibration import calibrate, lengths_if_whole
 from pars.learn.training.encoder_graph import encoder_graph, int8_graph
@@ -73,7 +74,7 @@ def export_ranker(
     with _replaced_whole(folder) as new:
         model.network.eval().to("cpu")
         (new / MODEL_FILE).write_bytes(_graph(model))
-        (new / TOKENIZER_FILE).write_text(model.tokenizer_json(), encoding="utf-8")
+        (new / TOKENIZER_FILE).write_bytes(utf8(model.tokenizer_json()))
         info.write(new)
         _compare(model, new, PROBES + NOTED_PROBES * reads_notes)
         if isinstance(model, EncoderModel) and len(held_out) >= FEWEST_TO_AGREE_ON:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pars.files import write_json, written_whole
+from pars.files import utf8, write_json, written_whole
 from pars.prove.report.gain import BASELINE, Gain, compared
 from pars.prove.report.latency import MEASURES, THIRDS, Figures, figures
 from pars.prove.report.page import page
@@ -72,7 +72,7 @@ def write_report(folder: Path, limits: Mapping[str, float] | None = None) -> str
     write_json(folder / JSON_FILE, _json(result, rows, gains, sentence, notes, limits))
     with written_whole(folder / HTML_FILE) as file:
         shown = tables(result, rows, gains, limits)
-        file.write(page(result, rows, shown, sentence, notes).encode())
+        file.write(utf8(page(result, rows, shown, sentence, notes)))
     few = tables(result, rows, gains, limits, only_main=len({row.rate for row in rows}) > 1)
     told = [sentence, *(f"! {note}" for note in notes), "", *(f"{table}\n" for table in few)]
     return "\n".join([*told, f"{folder / HTML_FILE} has the pictures"])

@@ -10,7 +10,7 @@ appended to the result, so that after Ctrl-C the finished ones are there and are
 
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import islice
@@ -32,10 +32,10 @@ from pars.prove.workload.workload import Header, WorkloadRequest, open_workload
 from pars.scheduling.priority import Calibration
 
 STEPPERS = ("fast", "vllm")
-PARTS_FOLDER, SCORES_FILE = ".parts", ".scores.npy"
+PARTS_FOLDER, SCORES_FILE = ".parts", ".scores"
 PROMPTS_A_CALL = 256
 LOADS = (0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2)  # of what the engine can do
-SAME = ("workload", "engine", "step_time", "limits", "stepper", "ranker")  # or it is another result
+SAME = ("workload", "engine", "step_time", "limits", "stepper")  # or it is another result
 
 Progress = Callable[[int], None]
 
@@ -49,7 +49,8 @@ class SweepPlan:
         rates: "20" is requests a second on average, "0.5x" half of the workload's own, and "" the
             arrivals as they are.
         stepper: "fast", or "vllm" for the installed vLLM's own scheduler.
-        ranker: Ranker folder; needed only if a policy ranks.
+        rankers: Ranker folders by the name that a policy calls them (`ranker:NAME`); "" is that of
+            `ranker`, by default the one in the box.
         num_processes: None takes one a core.
     """
 
@@ -59,7 +60,7 @@ class SweepPlan:
     rates: tuple[str, ...] = ("",)
     preset: EnginePreset = field(default_factory=lambda: EnginePreset.named("h100-8b"))
     stepper: str = "fast"
-    ranker: Path | None = None
+    rankers: Mapping[str, Path] = field(default_factory=dict)
     num_processes: int | None = None
     command: str = ""
 
@@ -68,11 +69,30 @@ class SweepPlan:
             raise ParsError("give at least one policy and one rate")
         if self.stepper not in STEPPERS:
             raise ParsError(f"--stepper must be one of {', '.join(STEPPERS)}")
-        spelled = [str(Policy.parse(policy)) for policy in self.policies]
+        policies = list(map(Policy.parse, self.policies))
+        which = {policy.which for policy in policies}
+        for name in sorted(which - self.rankers.keys() - {""}):
+            raise ParsError(f"policy ranker:{name}: give its folder: --ranker {name}=DIR")
+        for name in sorted(self.rankers.keys() - which - {""}):
+            raise ParsError(f"--ranker {name}={self.rankers[name]}: no policy is ranker:{name}")
+        spelled = list(map(str, policies))
         for name, values in (("--policies", spelled), ("--rates", list(self.rates))):
             twice = {value for value in values if values.count(value) > 1}
             if twice:
                 raise ParsError(f"{name} names {', '.join(sorted(twice))} twice")
+
+    @property
+    def folders(self) -> dict[str, Path]:
+        """The folder of each ranker that a policy names, by that name."""
+        from pars.ranking.ranker import boxed_ranker
+
+        policies = map(Policy.parse, self.policies)
+        names = dict.fromkeys(policy.which for policy in policies if policy.needs_scores)
+        return {name: self.rankers.get(name) or boxed_ranker() for name in names}
+
+    def scores_file(self, which: str) -> Path:
+        """Where that ranker's scores stand while its points are simulated."""
+        return self.output_dir / f"{SCORES_FILE}.{list(self.folders).index(which)}.npy"
 
 
 def run_sweep(plan: SweepPlan, progress: Callable[[str, int], Progress] | None = None) -> bool:
@@ -94,15 +114,18 @@ def run_sweep(plan: SweepPlan, progress: Callable[[str, int], Progress] | None =
     kept = read_result(plan.output_dir) if (plan.output_dir / REQUESTS_FILE).exists() else None
     if kept is not None:
         _check_same(plan.output_dir, kept.header, facts)
+        facts["rankers"] = {**_rankers_in(kept.header), **facts["rankers"]}
     there = {run.key for run in kept.runs if not run.interrupted} if kept else set()
     parts = plan.output_dir / PARTS_FOLDER
     points = [it for it in _points(plan, own_rate, parts) if it.key not in there]
     if not points:
         return True
-    calibration = None
-    if any(point.policy.needs_scores for point in points):
-        calibration = _score(plan, num_requests, begin("scoring prompts", num_requests))
-    points = [replace(point, calibration=calibration) for point in points]
+    ranking = [point.policy.which for point in points if point.policy.needs_scores]
+    calibrations = {}
+    for which in dict.fromkeys(ranking):
+        scored = begin(f"scoring prompts{which and ' by ' + which}", num_requests)
+        calibrations[which] = _score(plan, which, num_requests, scored)
+    points = [replace(point, calibration=calibrations.get(point.policy.which)) for point in points]
     done = begin("simulating", len(points))
     writer = ResultWriter(plan.output_dir, facts, kept=kept)
     with writer:
@@ -121,12 +144,13 @@ def run_sweep(plan: SweepPlan, progress: Callable[[str, int], Progress] | None =
             writer.end(interrupted=not is_whole)
             shutil.rmtree(parts, ignore_errors=True)
             if is_whole:
-                (plan.output_dir / SCORES_FILE).unlink(missing_ok=True)
+                for which in plan.folders:
+                    plan.scores_file(which).unlink(missing_ok=True)
     return True
 
 
 def _points(plan: SweepPlan, own_rate: float | None, parts: Path) -> list[Point]:
-    points = []
+    points: list[Point] = []
     for text in plan.rates:
         rate, squeeze = _load(text, own_rate)
         for policy in map(Policy.parse, plan.policies):
@@ -138,9 +162,9 @@ def _points(plan: SweepPlan, own_rate: float | None, parts: Path) -> list[Point]
                     squeeze=squeeze,
                     preset=plan.preset,
                     stepper=plan.stepper,
-                    scores=plan.output_dir / SCORES_FILE if policy.needs_scores else None,
+                    scores=plan.scores_file(policy.which) if policy.needs_scores else None,
                     calibration=None,
-                    folder=parts / f"{policy}-{text or 'own'}",
+                    folder=parts / str(len(points)),
                 )
             )
     return points
@@ -197,11 +221,16 @@ def _facts(plan: SweepPlan, header: Header, num_requests: int) -> dict[str, Any]
         "num_requests": num_requests,
         "workload": header,
     }
-    if any(Policy.parse(policy).needs_scores for policy in plan.policies):
-        from pars.ranking.ranker import boxed_ranker
-
-        facts["ranker"] = str(plan.ranker or boxed_ranker())
+    facts["rankers"] = {
+        str(Policy("ranker", which=name)): str(folder) for name, folder in plan.folders.items()
+    }
     return facts
+
+
+def _rankers_in(header: Mapping[str, Any]) -> dict[str, str]:
+    """Folders by policy; older results name one ranker at most."""
+    known = {"ranker": header["ranker"]} if "ranker" in header else {}
+    return dict(header.get("rankers", known))
 
 
 def _check_same(folder: Path, old: Any, new: dict[str, Any]) -> None:
@@ -211,16 +240,21 @@ def _check_same(folder: Path, old: Any, new: dict[str, Any]) -> None:
             raise ParsError(
                 f"{folder} holds a result with another {name}: choose another --output-dir"
             )
+    before = _rankers_in(old)
+    for policy, ranker in new["rankers"].items():
+        if before.get(policy, ranker) != ranker:
+            problem = f"{folder} holds a result in which {policy} is {before[policy]}"
+            raise ParsError(f"{problem}: choose another --output-dir, or name: --ranker NAME=DIR")
     if old.get("kind") != "simulate":
         raise ParsError(f"{folder} holds no simulated result: choose another --output-dir")
 
 
-def _score(plan: SweepPlan, num_requests: int, done: Progress) -> Calibration:
-    """Score all prompts into a file, once for all points."""
-    from pars.ranking.ranker import Ranker, boxed_ranker
+def _score(plan: SweepPlan, which: str, num_requests: int, done: Progress) -> Calibration:
+    """One ranker's scores of all prompts into a file, once for all its points."""
+    from pars.ranking.ranker import Ranker
 
-    ranker = Ranker.load(plan.ranker or boxed_ranker(), num_threads=None)
-    path = plan.output_dir / SCORES_FILE
+    ranker = Ranker.load(plan.folders[which], num_threads=None)
+    path = plan.scores_file(which)
     scores = np.empty(num_requests, dtype=np.float32)
     _, requests = open_workload(plan.workload)
     start = 0

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from pars.errors import DataError, ParsError
-from pars.files import written_whole
+from pars.files import utf8, written_whole
 
 REQUESTS_FILE = "requests.jsonl"
 FORMAT = 1
@@ -244,7 +244,7 @@ def itl_counts(intervals_s: Iterable[float]) -> dict[int, int]:
 
 
 def _line(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    return utf8(json.dumps(value, ensure_ascii=False, allow_nan=False)) + b"\n"
 
 
 _DEFAULTS = {it.name: it.default for it in fields(RequestTimes)}

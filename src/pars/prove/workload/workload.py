@@ -18,7 +18,7 @@ from typing import Any
 
 from pars import __version__
 from pars.errors import DataError
-from pars.files import written_whole
+from pars.files import utf8, written_whole
 
 FORMAT_VERSION = 1
 MARK = "pars_workload"
@@ -141,7 +141,7 @@ def _request(path: Path, number: int, values: Any) -> WorkloadRequest:
 
 
 def _line(values: Mapping[str, Any]) -> bytes:
-    return json.dumps(values, ensure_ascii=False).encode() + b"\n"
+    return utf8(json.dumps(values, ensure_ascii=False)) + b"\n"
 
 
 def _is_text(value: Any) -> bool:

@@ -406,7 +406,7 @@ def test_a_refused_probe_is_a_problem():
 def test_an_engine_that_refuses_priorities_is_named(tmp_path, inside):
     """As pars in vLLM counts it, and as a gateway's own page tells."""
     refused = vllm_page(policy=0, decisions={"scored": 5}) + "pars_priority_refusals_total 3.0\n"
-    health = {"upstream": {"reachable": True}, "engine": "refuses priorities"}
+    health = {"server": "pars gateway", "engine": "refuses priorities"}
     pages = {"/version": VERSION, "/metrics": refused if inside else vllm_page()}
     with served(pages | ({} if inside else {"/pars/health": json.dumps(health)})) as url:
         report = diagnose(DoctorOptions(endpoint=url, watch_s=0))
@@ -423,7 +423,7 @@ def test_an_engine_that_refuses_priorities_is_named(tmp_path, inside):
 )
 def test_a_gateway_that_sets_none_is_named(engine, told):
     """It does not know its engine yet, or was told that it takes none; vLLM or not."""
-    health = {"upstream": {"reachable": True}, "engine": engine}
+    health = {"server": "pars gateway", "engine": engine}
     pages = vllm(vllm_page(decisions={"unordered": 5})) | {"/pars/health": json.dumps(health)}
     with served(pages) as url:
         found = seen_at(url)
@@ -487,15 +487,18 @@ def test_few_requests_show_nothing(tmp_path):
 
 
 def test_it_says_which_ranker_serves():
-    """What it is, its fingerprint and its folder; one that served before does not count."""
+    """What it is, its fingerprint and, behind a gateway, its folder; not one that served before."""
     info = (
-        'pars_ranker_info{folder="/old",model="MiniLM",ranker="aaa"} 0.0\n'
-        'pars_ranker_info{folder="/new",model="lite",ranker="bbb"} 1.0\n'
+        'pars_ranker_info{model="MiniLM",ranker="aaa"} 0.0\n'
+        'pars_ranker_info{model="lite",ranker="bbb"} 1.0\n'
     )
-    with served(vllm(vllm_page(decisions={"scored": 5}) + info)) as url:
-        found = seen_at(url)["ranker"]
+    inside = vllm(vllm_page(decisions={"scored": 5}) + info)
+    health = {"server": "pars gateway", "engine": "vllm", "ranker": {"folder": "/new"}}
+    with served(inside) as url, served(inside | {"/pars/health": json.dumps(health)}) as gateway:
+        found, behind = seen_at(url)["ranker"], seen_at(gateway)["ranker"]
 
-    assert found.told.startswith("lite bbb in /new serves; ")
+    assert found.told.startswith("lite (bbb) serves; ")
+    assert behind.told.startswith("lite (bbb) in /new serves; ")
 
 
 def test_without_the_probe_nothing_is_generated():

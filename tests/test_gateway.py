@@ -225,6 +225,48 @@ def test_hop_by_hop_headers_are_named_in_connection_too() -> None:
     assert end_to_end(headers) == [(b"A", b"1")]
 
 
+@pytest.mark.parametrize(
+    ("prefix", "place", "seen"),
+    [
+        ("", "http://HOST/v1/models?a=%20b#c", "/v1/models?a=%20b#c"),
+        ("", "//HOST/v1/models", "/v1/models"),
+        ("", "HTTP://HOST", "/"),
+        ("", "https://NAME/v1/models", "/v1/models"),  # TLS ends before the server
+        ("", "/v1/models/?", "/v1/models/?"),
+        ("", "models/", "models/"),
+        ("", "http://HOST//evil.example/x", "/evil.example/x"),
+        ("/base/v1/", "http://HOST/base/v1/models", "/v1/models"),
+        ("/base", "/base/v1/models", "/v1/models"),
+        ("/base", "/based/v1/models", "/based/v1/models"),
+        ("", "https://elsewhere.example/x", "https://elsewhere.example/x"),
+        ("", "http://NAME:1/x", "http://NAME:1/x"),  # another server on that machine
+        ("", "http://[bad/x", "http://[bad/x"),
+        ("", "ftp://HOST/x", "ftp://HOST/x"),
+    ],
+)
+def test_a_redirect_never_names_the_upstream(
+    tmp_path: Path, prefix: str, place: str, seen: str
+) -> None:
+    """A place on the upstream becomes a path here, whatever its prefix; others stay."""
+    places: list[str] = []
+
+    def serve(connection: socket.socket, index: int) -> None:
+        while read_request(connection):
+            head = f"HTTP/1.1 307 X\r\nLocation: {places[0]}\r\nContent-Length: 0\r\n\r\n"
+            connection.sendall(head.encode())
+
+    with (
+        scripted_upstream(serve) as up,
+        gateway_to(up + prefix, tmp_path) as (url, _),
+    ):
+        host = up.removeprefix("http://")
+        name = host.partition(":")[0]
+        places.append(place.replace("HOST", host).replace("NAME", name))
+        answer = httpx.post(f"{url}/v1/models/", content=b"x")
+    assert answer.status_code == 307
+    assert answer.headers["location"] == seen.replace("HOST", host).replace("NAME", name)
+
+
 # Streams
 
 
@@ -436,6 +478,16 @@ def test_health_tells_upstream_and_ranker_apart(tmp_path: Path) -> None:
         assert answer.status_code == 503
         assert answer.json()["status"] == "down"
         assert "cannot connect" in answer.json()["upstream"]["problem"]
+
+
+def test_where_things_are_is_told_to_keys_only(tmp_path: Path) -> None:
+    """Without one the health page says no more than whether it is well."""
+    keys = {"api_keys": "one"}
+    with FakeEngine().served() as up, gateway_to(up, tmp_path, settings=keys) as (url, _):
+        seen = httpx.get(f"{url}/pars/health").json()
+        with_key = httpx.get(f"{url}/pars/health", headers={"api-key": "one"}).json()
+    assert seen == {"server": "pars gateway", "status": "ok"}
+    assert with_key["upstream"]["url"] == up
 
 
 def test_metrics_count_decisions(tmp_path: Path) -> None:

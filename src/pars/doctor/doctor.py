@@ -28,7 +28,7 @@ from pars.outcomes.records import OutcomesRead, read_outcomes
 from pars.scheduling.engines import ENGINES, FOREIGN, NONE, Engine, EngineTold, contradictions
 from pars.scheduling.priority import DEFAULT_MAX_OVERTAKE_S
 from pars.serving.engine_watch import NotTold, ask_engine
-from pars.serving.gateway import HEALTH_PATH, METRICS_PATH
+from pars.serving.gateway import HEALTH_PATH, METRICS_PATH, SERVER_NAME
 from pars.serving.upstream import Upstream, UpstreamError
 
 EVERY_S = 0.5
@@ -86,7 +86,7 @@ def diagnose(options: DoctorOptions) -> Report:
         findings += _outcome_findings(read, options)
     elif seen.is_up:
         findings += [judged_ranker(seen.last), longest_wait(seen, options.max_overtake_s)]
-    return Report(upstream.url, options.watch_s, _with_ranker(findings, serving_ranker(seen.last)))
+    return Report(upstream.url, options.watch_s, _with_ranker(findings, serving_ranker(seen)))
 
 
 def _with_ranker(findings: list[Finding], serves: str) -> list[Finding]:
@@ -134,10 +134,12 @@ async def _seen(upstream: Upstream, options: DoctorOptions) -> Seen:
 
 async def _gateway(upstream: Upstream, options: DoctorOptions) -> dict[str, Any] | None:
     """What a pars gateway tells of itself; None where there is none."""
-    _, body = await upstream.get(HEALTH_PATH.encode(), timeout_s=options.patience_s)
+    _, body = await upstream.get(
+        HEALTH_PATH.encode(), timeout_s=options.patience_s, headers=key_header()
+    )
     with suppress(ValueError, RecursionError):
         page = json.loads(body)
-        if isinstance(page, dict) and isinstance(page.get("upstream"), dict):
+        if isinstance(page, dict) and page.get("server") == SERVER_NAME:
             return page
     return None
 

@@ -58,12 +58,17 @@ class Seen:
     @property
     def is_up(self) -> bool:
         """Whether there is an engine to look at."""
-        return self.failure is None and self.upstream.get("reachable", True)
+        return self.failure is None and (self.gateway or {}).get("status") != "down"
 
     @property
     def upstream(self) -> dict[str, Any]:
         """What a gateway says of the server behind it; empty where there is no gateway."""
-        return _of(self.gateway, "upstream")
+        return self.part("upstream")
+
+    def part(self, name: str) -> dict[str, Any]:
+        """A part of a gateway's page; empty where there is none, or it is shown to keys only."""
+        value = (self.gateway or {}).get(name)
+        return value if isinstance(value, dict) else {}
 
     @property
     def state(self) -> str:
@@ -92,9 +97,11 @@ def engine_findings(seen: Seen) -> list[Finding]:
 
 
 def _upstream(seen: Seen) -> Finding:
-    status = seen.upstream.get("health_status")
-    why = seen.upstream.get("problem") or f"its /health answers HTTP {status}"
-    told = f"the server behind the gateway is down: {seen.upstream.get('url')}: {why}"
+    told = "the server behind the gateway is down"
+    if seen.upstream:
+        status = seen.upstream.get("health_status")
+        why = seen.upstream.get("problem") or f"its /health answers HTTP {status}"
+        told += f": {seen.upstream.get('url')}: {why}"
     return Finding("upstream", PROBLEM, told, "start it, or correct the gateway's --upstream")
 
 
@@ -147,8 +154,3 @@ def _scheduling(seen: Seen) -> Finding:
         " idle server, which is filled for some seconds",
         numbers,
     )
-
-
-def _of(page: dict[str, Any] | None, name: str) -> dict[str, Any]:
-    value = (page or {}).get(name)
-    return value if isinstance(value, dict) else {}

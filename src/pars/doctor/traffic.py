@@ -168,11 +168,12 @@ def longest_wait(seen: Seen, max_overtake_s: float) -> Finding:
     return Finding("waits", UNKNOWN, f"{told}; whose it was is not told", change, numbers)
 
 
-def serving_ranker(page: MetricsPage) -> str:
+def serving_ranker(seen: Seen) -> str:
     """Which ranker serves, in words; empty where no page tells."""
-    for (name, labels), value in page.samples.items():
-        told = dict(labels)
+    folder = seen.part("ranker").get("folder")
+    where = f" in {folder}" if folder else ""
+    for (name, labels), value in seen.last.samples.items():
         if name == "pars_ranker_info" and value == 1:
-            model = f"{told.get('model')} " if told.get("model") else ""
-            return f"{model}{told.get('ranker')} in {told.get('folder')} serves"
+            told = dict(labels)
+            return f"{told.get('model') or 'a ranker'} ({told.get('ranker')}){where} serves"
     return ""

@@ -71,22 +71,22 @@ class ServeMetrics:
 
         self._ranker = Gauge(
             "pars_ranker_info",
-            "1 for the ranker that serves: its folder, what it is, and a fingerprint of its files.",
-            ["folder", "model", "ranker"],
+            "1 for the ranker that serves: what it is, and a fingerprint of its files.",
+            ["model", "ranker"],
             multiprocess_mode="mostrecent",
             registry=registry,
         )
-        self._served: tuple[str, str, str] | None = None
+        self._served: tuple[str, str] | None = None
 
     def count(self, outcome: str) -> None:
         """Count one request with the outcome, one of DECIDED or FAILED_OPEN."""
         self._decisions[outcome].inc()
 
-    def serve(self, folder: str, model: str, ranker: str) -> None:
+    def serve(self, model: str, ranker: str) -> None:
         """Another ranker serves; `ranker` is its fingerprint."""
         if self._served is not None:
             self._ranker.labels(*self._served).set(0)
-        self._served = (folder, model, ranker)
+        self._served = (model, ranker)
         self._ranker.labels(*self._served).set(1)
 
 

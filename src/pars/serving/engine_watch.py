@@ -3,7 +3,7 @@ Asks the engine what it is until it answers, and again and again, since it may c
 
     watch = EngineWatch(upstream, known)
     asyncio.create_task(watch.keep_asking())
-    watch.doubt()        # a request failed: ask now
+    watch.doubt(error)   # a request failed: ask now
 """
 
 import asyncio
@@ -91,7 +91,7 @@ class EngineWatch:
         soon_s: float = SOON_S,
         settled_s: float = SETTLED_S,
     ) -> None:
-        self._upstream = upstream
+        self._upstream = upstream.asked_afresh()
         self._known = known
         self._soon_s = soon_s
         self._settled_s = settled_s
@@ -100,18 +100,21 @@ class EngineWatch:
         self._num_alike = 0  # looks in a row at which that was seen
         self._reason = ""
 
-    def doubt(self) -> None:
-        """A request failed as it would not with the engine as it is known: ask soon."""
+    def doubt(self, error: UpstreamError) -> None:
+        """A request got no whole answer: what is known of the engine may be true no longer."""
+        if error.code == UNREACHABLE[0]:
+            self._known.lose()
         self._doubt.set()
 
     async def keep_asking(self) -> None:
         """Ask for ever."""
-        while True:
-            pause_s = self._pause_s(await self._look())
-            await asyncio.sleep(min(pause_s, self._soon_s))
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._doubt.wait(), pause_s - self._soon_s)
-            self._doubt.clear()
+        async with self._upstream:
+            while True:
+                pause_s = self._pause_s(await self._look())
+                await asyncio.sleep(min(pause_s, self._soon_s))
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._doubt.wait(), pause_s - self._soon_s)
+                self._doubt.clear()
 
     async def _look(self) -> str:
         """Ask once; what was seen, in a word."""

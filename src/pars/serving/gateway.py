@@ -43,6 +43,7 @@ UVICORN_OPTIONS = {
     # a request may meet a connection that is just being closed.
     "timeout_keep_alive": 75,
 }
+SERVER_NAME = "pars gateway"  # by which its health page is known
 HEALTH_PATH, METRICS_PATH = "/pars/health", "/pars/metrics"
 HEALTH_IS_FRESH_S = 1.0  # the health page is open to all, and asks the upstream no oftener
 
@@ -52,7 +53,8 @@ class Gateway:
     The gateway as an ASGI app.
 
     Args:
-        settings: With `api_keys`, requests need one of them; the gateway's own two pages do not.
+        settings: With `api_keys`, requests need one of them; the gateway's own two pages do not,
+            but the one of its health tells less without.
         registry: For /pars/metrics.
         pauses_s: Between two looks at what the engine is: while something changes, and else.
     """
@@ -69,12 +71,12 @@ class Gateway:
         self.upstream = upstream
         self.settings = settings
         self.registry = registry or CollectorRegistry()
-        self.relay = Relay(upstream, self.registry)
         metrics = ServeMetrics(self.registry)
         named = None if settings.engine == "auto" else ENGINES[settings.engine]
         self.known = KnownEngine(named, metrics)
         soon_s, settled_s = pauses_s
         self.watch = EngineWatch(upstream, self.known, soon_s=soon_s, settled_s=settled_s)
+        self.relay = Relay(upstream, self.registry, on_failure=self.watch.doubt)
         self.middleware = PriorityMiddleware(
             self.relay, settings, ranker=ranker, metrics=metrics, known=self.known
         )
@@ -91,7 +93,10 @@ class Gateway:
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
         if path == HEALTH_PATH:
-            await send_json(send, *await self._health_report())
+            status, report = await self._health_report()
+            if not self._may_pass(scope):  # where things are is nobody else's business
+                report = {name: report[name] for name in ("server", "status")}
+            await send_json(send, status, report)
         elif path == METRICS_PATH:
             await send_bytes(
                 send, 200, b"text/plain; version=0.0.4", generate_latest(self.registry)
@@ -131,6 +136,7 @@ class Gateway:
         is_up = answer is not None and answer < 500
         ranker = self.middleware.ranker
         report: dict[str, Any] = {
+            "server": SERVER_NAME,
             "status": "down" if not is_up else "ok" if self.middleware.can_order else "unscored",
             "upstream": {"url": self.upstream.url, "reachable": is_up, "health_status": answer},
             "ranker": {
@@ -155,6 +161,7 @@ class Gateway:
             if message["type"] == "lifespan.shutdown.complete":
                 if asking is not None:
                     asking.cancel()
+                    await asyncio.gather(asking, return_exceptions=True)
                 await self.upstream.close()
             await send(message)
 

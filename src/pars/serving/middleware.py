@@ -435,8 +435,7 @@ class PriorityMiddleware:
 
     def _show_ranker(self) -> None:
         if self.ranker.is_loaded:
-            folder = str(self.ranker.folder)
-            self.metrics.serve(folder, self.ranker.model_name, self.ranker.fingerprint)
+            self.metrics.serve(self.ranker.model_name, self.ranker.fingerprint)
 
     async def _stop(self) -> None:
         for task in self._upkeep:

@@ -8,7 +8,7 @@ upstream that dies in mid-answer leaves the client a broken stream, never one th
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Self
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
@@ -29,10 +29,21 @@ class ClientGone(Exception):
 
 
 class Relay:
-    """An ASGI app that hands each request to the upstream and its response back."""
+    """
+    An ASGI app that hands each request to the upstream and its response back.
 
-    def __init__(self, upstream: Upstream, registry: CollectorRegistry) -> None:
+    Args:
+        on_failure: Called when the upstream gave no whole answer.
+    """
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        registry: CollectorRegistry,
+        on_failure: Callable[[UpstreamError], None] = lambda error: None,
+    ) -> None:
         self.upstream = upstream
+        self._on_failure = on_failure
         self._num_in_flight = 0
         in_flight = Gauge(
             "pars_requests_in_flight", "Requests now at the upstream.", registry=registry
@@ -66,6 +77,7 @@ class Relay:
             self._clients_gone.inc()
         except UpstreamError as error:
             self._failures.labels(error.code).inc()
+            self._on_failure(error)
             log.warning("%s %s: %s", scope["method"], scope["path"], error)
             if not answer.has_started:
                 await send_error(send, error.status, error.code, str(error))

@@ -16,6 +16,7 @@ import re
 import ssl
 from collections.abc import AsyncIterable, AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from copy import copy
 from ipaddress import ip_address
 from typing import Any, Self
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -32,7 +33,7 @@ from pars.serving.connections import (
     CleanTCPConnector,
     CleanUnixConnector,
 )
-from pars.serving.header_fields import HOP_BY_HOP, Headers, end_to_end
+from pars.serving.header_fields import HOP_BY_HOP, Headers, end_to_end, seen_outside
 
 # Servers close idle connections, uvicorn and so vLLM after 5 s. Giving them up before that avoids
 # the race in which a request is written just as the other side closes.
@@ -98,6 +99,12 @@ class Upstream:
         self.proxy = None if self._socket_path else _proxy_for(self._base)
         self._keeps_connections = keeps_connections
         self._session: aiohttp.ClientSession | None = None
+
+    def asked_afresh(self) -> Self:
+        """The same server with a connection for each request, so that several take turns."""
+        other = copy(self)
+        other._keeps_connections, other._session, other.num_open = False, None, 0
+        return other
 
     async def __aenter__(self) -> Self:
         return self
@@ -202,7 +209,7 @@ class Upstream:
                 response = await self._ask(method, url, options)
             except (aiohttp.ClientError, OSError) as second:
                 raise self._told(second, attempt) from second
-        return Answer(response, lambda error: self._told(error, attempt))
+        return Answer(response, self._base, lambda error: self._told(error, attempt))
 
     async def _ask(self, method: str, url: URL, options: dict[str, Any]) -> aiohttp.ClientResponse:
         if self._session is None:
@@ -287,16 +294,20 @@ class Answer:
     A response as it comes.
 
     Attributes:
-        headers: Its end-to-end fields, as the upstream wrote them.
+        headers: Its end-to-end fields, as the upstream wrote them; but a Location on the upstream
+            itself is a path.
     """
 
     def __init__(
-        self, response: aiohttp.ClientResponse, told: Callable[[BaseException], UpstreamError]
+        self,
+        response: aiohttp.ClientResponse,
+        base: str,
+        told: Callable[[BaseException], UpstreamError],
     ) -> None:
         self._response = response
         self._told = told
         self.status = response.status
-        self.headers = end_to_end(response.raw_headers)
+        self.headers = seen_outside(end_to_end(response.raw_headers), base)
         problem = _problem(self.status, self.headers)
         if problem:
             response.close()

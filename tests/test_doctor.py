@@ -296,19 +296,27 @@ def test_a_server_that_only_answers_errors_is_down(status):
 
 
 @pytest.mark.parametrize("engine", ["auto", "vllm"])
-@pytest.mark.parametrize("version", ["503", "refused"])
+@pytest.mark.parametrize("version", ["503", "refused", "silent"])
 def test_a_gateway_whose_server_is_down_is_told_from_a_gateway_that_is(tmp_path, engine, version):
     """The gateway answers; the line of the upstream is the problem, and the only one."""
-    upstream = served({}, everything_else=(503, "loading"))
-    with upstream as loading:
-        url = loading if version == "503" else "http://127.0.0.1:1"
+    is_over = threading.Event()
+
+    def hangs() -> str:
+        is_over.wait(DEADLINE_S)
+        return ""
+
+    page: Page = hangs if version == "silent" else (503, "loading")
+    with served({}, everything_else=page) as url:
+        url = "http://127.0.0.1:1" if version == "refused" else url
         with gateway_to(url, tmp_path) as (gateway, _):
             report = diagnose(DoctorOptions(endpoint=gateway, engine=engine, watch_s=0))
+            is_over.set()
 
     found = {it.name: it for it in report.findings}
     assert verdicts(found) == {"endpoint": OK, "upstream": PROBLEM}
     assert url in found["upstream"].told
-    assert "cannot connect" in found["upstream"].told or "503" in found["upstream"].told
+    why = {"refused": "cannot connect", "503": "HTTP 503", "silent": "did not answer within 3"}
+    assert why[version] in found["upstream"].told
     assert report.exit_code == 1
     assert "is down" in report.summary
 

@@ -575,6 +575,13 @@ def test_an_upstream_must_be_a_url(url: str) -> None:
         Upstream(url)
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions/", "/v1/models"])
+def test_a_path_of_the_api_is_no_upstream(path: str) -> None:
+    """All paths would be added to it: the line says that the server is wanted."""
+    with pytest.raises(ParsError, match="want the server alone"):
+        Upstream(f"http://127.0.0.1:8000{path}")
+
+
 def test_a_prefix_of_the_upstream_is_kept(tmp_path: Path) -> None:
     """With an upstream URL that has a path, paths are added to it."""
     engine = FakeEngine()

@@ -7,7 +7,7 @@ import httpx
 import pytest
 from prometheus_client import CollectorRegistry
 
-from gateways import counted, gateway_to
+from gateways import connect, counted, gateway_to, post
 from pars.doctor.doctor import DoctorOptions, diagnose
 from pars.outcomes.metrics import ServeMetrics
 from pars.outcomes.queue_order import LEAST_CONTESTS, Contests, OrderJudge, contests_of
@@ -83,20 +83,24 @@ def test_another_engine_is_judged_anew() -> None:
 def test_a_gateway_sees_by_itself_what_its_engine_does(
     tmp_path: Path, obeys: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Sixty requests through one slot: log, metric, health page and doctor say it."""
+    """Sixty requests that wait for one slot: log, metric, health page and doctor say it."""
     engine = FakeEngine(num_slots=1, token_s=0.004, obeys_priority=obeys)
 
     def ask(url: str, number: int) -> None:
         prompt = "x" * (1000 if number % 2 else 1)
         body = {"prompt": prompt, "stream": True, "max_tokens": None, "user": str(number)}
-        assert httpx.post(f"{url}/v1/completions", json=body).is_success
+        assert httpx.post(f"{url}/v1/completions", json=body, timeout=60).is_success
 
     with engine.served() as up, gateway_to(up, tmp_path) as (url, app):
+        holder = connect(url)
+        holder.sendall(post("/v1/completions", b'{"prompt":"x","max_tokens":99999,"stream":true}'))
+        eventually(lambda: engine.num_running == 1)
         threads = []
         for number in range(60):
             threads.append(threading.Thread(target=ask, args=(url, number)))
             threads[-1].start()
-            eventually(lambda: len(engine.asked) == len(threads))
+            eventually(lambda: engine.num_waiting == len(threads))
+        holder.close()
         for thread in threads:
             thread.join()
         eventually(lambda: counted(app, POLICY) == float(obeys))

@@ -32,6 +32,7 @@ def test_settings_come_from_the_environment() -> None:
         ("PARS_MAX_OVERTAKE_S", "-1", "PARS_MAX_OVERTAKE_S must be from 0"),
         ("PARS_ENGINE", "llama", "is not one of auto, vllm"),
         ("PARS_ENGINE", "sglang-low", "did you mean sglang-low-first"),
+        ("PARS_ENGINE", "vLLM", "did you mean vllm"),
         ("PARS_MAX_BODY_BYTES", "0", "PARS_MAX_BODY_BYTES: must be 1 or more, not 0"),
         ("PARS_BUDGET_MS", "inf", "PARS_BUDGET_MS: must be 0 or more"),
         ("PARS_MAX_WAIT_MS", "nan", "PARS_MAX_WAIT_MS: must be 0 or more"),

@@ -105,14 +105,15 @@ async def _look(upstream: Upstream, options: DoctorOptions) -> Seen:
 async def _seen(upstream: Upstream, options: DoctorOptions) -> Seen:
     begun_s = time.perf_counter()
     try:
-        gateway = await _gateway(upstream, options)
-        status, _ = await upstream.get(
-            b"/health", timeout_s=options.patience_s, headers=key_header()
-        )
+        gateway, status = await _gateway(upstream, options), 200
+        if gateway is None:
+            status, _ = await upstream.get(
+                b"/health", timeout_s=options.patience_s, headers=key_header()
+            )
     except UpstreamError as error:
         return Seen(failure=f"no answer: {error}")
     answer_s = time.perf_counter() - begun_s
-    if gateway is None and status >= 500:
+    if status >= 500:
         return Seen(failure=f"/health answers HTTP {status}: it is loading, or down")
     seen = Seen(gateway=gateway, answer_s=answer_s)
     if not seen.is_up:

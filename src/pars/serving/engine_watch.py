@@ -20,11 +20,9 @@ from pars.serving.upstream import Upstream, UpstreamError
 log = logging.getLogger("pars")
 
 SOON_S = 0.5
-MOST_S: dict[str, float] = {
-    "gone": 2.0,
-    "no answer": 5.0,
-    "foreign": 30.0,
-}  # between two looks, in the end
+# Between two looks, in the end.
+MOST_S: dict[str, float] = {"gone": 2.0, "no answer": 5.0, "foreign": 10.0}
+NUM_FOREIGN, FOREIGN_S = 60, 60.0  # after so many looks it will hardly become an engine
 SETTLED_S = 10.0
 NOT_NOW = (408, 425, 429)  # and 5xx: a server that starts or is busy says no more
 UNREACHABLE = ("upstream_unreachable", "upstream_closed")
@@ -138,6 +136,8 @@ class EngineWatch:
     def _pause_s(self, seen: str) -> float:
         self._num_alike = self._num_alike + 1 if seen == self._seen else 0
         self._seen = seen
+        if seen == "foreign" and self._num_alike > NUM_FOREIGN:
+            return FOREIGN_S
         if seen in MOST_S:
             return min(self._soon_s * 2.0 ** min(self._num_alike, 16), MOST_S[seen])
         return self._settled_s if seen == "settled" else self._soon_s

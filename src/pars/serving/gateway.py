@@ -45,6 +45,7 @@ UVICORN_OPTIONS = {
 }
 SERVER_NAME = "pars gateway"  # by which its health page is known
 HEALTH_PATH, METRICS_PATH = "/pars/health", "/pars/metrics"
+HEALTH_PATIENCE_S = 3.0  # less than those have who ask for the health page
 HEALTH_IS_FRESH_S = 1.0  # the health page is open to all, and asks the upstream no oftener
 
 
@@ -130,7 +131,7 @@ class Gateway:
         answer: int | None = None
         problem: str | None = None
         try:
-            answer, _ = await self.upstream.get(b"/health")
+            answer, _ = await self.upstream.get(b"/health", timeout_s=HEALTH_PATIENCE_S)
         except UpstreamError as error:
             problem = str(error)
         is_up = answer is not None and answer < 500

@@ -339,7 +339,7 @@ def unknown_variables(environ: Mapping[str, str] = os.environ) -> list[str]:
     """A line for each variable that looks like a setting and is none, with the nearest that is."""
     known = [it.variable for it in declared_settings()]
     return [
-        f"{name} is not a setting of pars and has no effect{_nearest(name.upper(), known)}"
+        f"{name} is not a setting of pars and has no effect{_nearest(name, known)}"
         for name in sorted(environ)
         if name.upper().startswith(PREFIX) and name not in known
         if not KUBERNETES.fullmatch(name)
@@ -348,8 +348,9 @@ def unknown_variables(environ: Mapping[str, str] = os.environ) -> list[str]:
 
 def _nearest(name: str, known: Sequence[str]) -> str:
     """A question that names the nearest of `known`, empty where none is near."""
-    near = get_close_matches(name, known, n=1)
-    return f": did you mean {near[0]}?" if near else ""
+    by_lower = {it.lower(): it for it in known}
+    near = get_close_matches(name.lower(), by_lower, n=1)
+    return f": did you mean {by_lower[near[0]]}?" if near else ""
 
 
 def _one_line(name: str, path: Path) -> str:

@@ -26,6 +26,7 @@ import aiohttp
 from yarl import URL
 
 from pars.errors import ParsError
+from pars.request.prompts import reader_of
 from pars.scheduling.trust import BEARER_HEADER, KEY_HEADERS
 from pars.serving.connections import (
     CURRENT,
@@ -397,6 +398,8 @@ def _read_url(url: str) -> tuple[str, str, str]:
         raise ParsError(f"upstream {url!r}: a URL with a query, fragment or user is not taken")
     prefix = parts.path.rstrip("/")
     prefix = prefix.removesuffix("/v1").rstrip("/")
+    if reader_of(prefix) is not None or prefix.endswith("/v1/models"):
+        raise ParsError(f"upstream {url!r}: a path of the server's API; want the server alone")
     base = str(URL(f"{parts.scheme}://{parts.netloc}{prefix}"))
     return f"{parts.scheme}://{parts.netloc}{prefix}", base.rstrip("/"), ""
 

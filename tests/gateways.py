@@ -39,7 +39,7 @@ def gateway_to(
 ) -> Iterator[tuple[str, Gateway]]:
     """The base URL of a gateway in front of `upstream_url`, and the gateway."""
     patient = {"budget_ms": DEADLINE_S * 1000, "max_wait_ms": DEADLINE_S * 1000}
-    chosen = {"engine": "vllm", **patient, **(settings or {})}
+    chosen = {"engine": "vllm", "max_overtake_s": 30.0, **patient, **(settings or {})}
     app = Gateway(
         Upstream(upstream_url, **{"timeout_s": DEADLINE_S, **(upstream or {})}),
         Settings(**chosen),

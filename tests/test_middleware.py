@@ -85,7 +85,7 @@ class Bench:
         self.app = Recorder()
         self.metrics = ServeMetrics(CollectorRegistry())
         patient = {"budget_ms": DEADLINE_S * 1000, "max_wait_ms": DEADLINE_S * 1000}
-        values = {"engine": "vllm", **patient, **values}
+        values = {"engine": "vllm", "max_overtake_s": 30.0, **patient, **values}
         self.middleware = PriorityMiddleware(
             self.app,
             Settings(**values),

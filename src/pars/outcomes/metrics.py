@@ -77,6 +77,24 @@ class ServeMetrics:
             registry=registry,
         )
         self._served: tuple[str, str] | None = None
+        classes = Counter(
+            "pars_requests_by_class_total",
+            "Requests by the class that the bound on waiting gave them.",
+            ["class"],
+            registry=registry,
+        )
+        self._classes = {True: classes.labels("express"), False: classes.labels("ordinary")}
+        self._bucket = Gauge(
+            "pars_express_bucket_ratio",
+            "Level of the express bucket, 1: full; 0 and less: nobody goes first.",
+            multiprocess_mode="mostrecent",
+            registry=registry,
+        )
+
+    def place(self, *, is_express: bool, bucket_ratio: float) -> None:
+        """A request got its class; `bucket_ratio` is the bucket's level, of its capacity."""
+        self._classes[is_express].inc()
+        self._bucket.set(bucket_ratio)
 
     def count(self, outcome: str) -> None:
         """Count one request with the outcome, one of DECIDED or FAILED_OPEN."""

@@ -45,12 +45,14 @@ class Decided:
         outcome: What is known of it so far.
         began_s: Of `time.perf_counter`, when its body was in.
         request_id: That the client gave in the body; the header's goes before.
+        when_begun: Called once the engine begins to answer, as the answer's first byte tells.
         when_done: Called with the outcome, after the observers of all requests.
     """
 
     outcome: Outcome
     began_s: float
     request_id: str | None = None
+    when_begun: Callable[[], None] | None = None
     when_done: Callable[[Outcome], None] | None = None
 
 
@@ -201,6 +203,8 @@ class _Watch:
         elif message["type"] == "http.response.body":
             if self._first_byte_s is None and message.get("body"):
                 self._first_byte_s = time.perf_counter()
+                if self.decided.when_begun is not None:
+                    self.decided.when_begun()
             is_last = not message.get("more_body", False)
             self.answer.piece(bytes(message.get("body", b"")), is_last=is_last)
 

@@ -13,7 +13,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from pars.request.prompts import GenerationRequest
 
@@ -101,11 +101,31 @@ class Calibration:
         return self.tokens[low] + (position - low) * (self.tokens[low + 1] - self.tokens[low])
 
 
+class Demand(NamedTuple):
+    """
+    What a request is expected to take, in answer tokens.
+
+    Attributes:
+        cost: What it is ordered by.
+        work: What it takes of the engine.
+    """
+
+    cost: float
+    work: float
+
+
 def cost_tokens(
     request: GenerationRequest, expected_tokens: Sequence[float], *, obey_limits: bool = True
 ) -> float:
+    """The cost of `demand_of`."""
+    return demand_of(request, expected_tokens, obey_limits=obey_limits).cost
+
+
+def demand_of(
+    request: GenerationRequest, expected_tokens: Sequence[float], *, obey_limits: bool = True
+) -> Demand:
     """
-    What the request is expected to take, in answer tokens; the prompts of a list add up.
+    What the request is expected to take; the prompts of a list add up.
 
     The root of answer * (answer + prompt), by Smith's rule (1956, doi:10.1002/nav.3800030106): a
     weighted mean of completion times is least in the order of work over weight. The work is that of
@@ -124,7 +144,7 @@ def cost_tokens(
         num_answers = request.num_answers * prompt.num_prompts
         answers += num_answers * answer
         work += num_answers * answer + PROMPT_TOKEN_WORK * prompt.num_tokens
-    return math.sqrt(answers * work)
+    return Demand(math.sqrt(answers * work), work)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,7 +186,7 @@ class PriorityPolicy:
             offset_s: Seconds to pretend the request came later (or, negative, earlier); tokens
                 when `max_overtake_s` is infinite.
         """
-        ticks_per_s, first = (1_000_000, 0) if self.bits == 64 else (10, -(2**31))
+        ticks_per_s = self._ticks_per_s
         offset_s = min(max(offset_s, -MAX_OFFSET_S), MAX_OFFSET_S)
         if math.isinf(self.max_overtake_s):
             since_s, added = offset_s, int(min(cost, MAX_OFFSET_S) * ticks_per_s)
@@ -176,7 +196,18 @@ class PriorityPolicy:
             range_ticks = math.floor(self.max_overtake_s * ticks_per_s)
             share = cost_share(cost, long_tokens)
             added = min(int(share * range_ticks), max(range_ticks - 1, 0))
-        key = first + math.floor(since_s * ticks_per_s) + added
+        return self._in_range(math.floor(since_s * ticks_per_s) + added)
+
+    def key_at(self, since_epoch_s: float) -> int:
+        """The key of a place in seconds since EPOCH_S, whatever the request costs."""
+        return self._in_range(math.floor(since_epoch_s * self._ticks_per_s))
+
+    @property
+    def _ticks_per_s(self) -> int:
+        return 1_000_000 if self.bits == 64 else 10
+
+    def _in_range(self, ticks: int) -> int:
+        key = ticks if self.bits == 64 else ticks - (1 << 31)
         limit = (1 << (self.bits - 1)) - 1  # -limit too, so that a negated key is in range
         key = min(max(key, -limit), limit)
         return -key if self.larger_first else key

@@ -43,7 +43,14 @@ from pars.request.prompts import (
     unread_request,
 )
 from pars.scheduling.engines import ENGINES, Engine, engine_of_host, scheduling_policy
-from pars.scheduling.priority import Calibration, cost_tokens
+from pars.scheduling.priority import (
+    EPOCH_S,
+    MAX_OFFSET_S,
+    PROMPT_TOKEN_WORK,
+    Calibration,
+    demand_of,
+)
+from pars.scheduling.slowdown import Place
 from pars.scheduling.stamping import stamped, unstamped, without
 from pars.scheduling.trust import WISH_HEADERS, Wish, keys_in
 from pars.serving.known_engine import KnownEngine
@@ -73,6 +80,7 @@ class _Asked:
     signals: Signals | None = None
     guess: Guess | None = None  # of the ranker that learns
     is_ordered: bool = True  # False: first come, first served
+    place: Place | None = None  # in the express lane's book
 
     @property
     def texts(self) -> list[str]:
@@ -112,6 +120,7 @@ class PriorityMiddleware:
         self.ranker = ranker or LiveRanker(settings.ranker_folder)
         host = engine_of_host() if settings.engine == "auto" else ENGINES[settings.engine]
         self.known = known or KnownEngine(host, self.metrics)
+        self._slowdown = settings.slowdown()
         self._policies = {way: settings.policy(larger_first=way) for way in (False, True)}
         self._trust = settings.trust()
         self._clock = clock
@@ -189,19 +198,24 @@ class PriorityMiddleware:
             arrival_s = self._clock()  # once the body is here: a slow sender gains no age by it
             asked = await self._asked(scope, reader, body, wish)
             priority = self._priority(engine, asked, wish, arrival_s)
-            self.metrics.decision_seconds.observe(time.perf_counter() - began_s)
-            content = body.content() if body.outcome is None else None
-            app: ASGIApp = Passage(self.app, self.known, self._kept_budget, content)
-            if self._recorder is not None:
-                key = -priority if engine.larger_first else priority
-                decided = self._decided(asked, scope["path"], key, arrival_s, began_s)
-                app = partial(self._recorder.follow, app, decided)
-            # Not the prompts nor the body: what follows takes as long as the answer.
-            del asked, content
-            scope, receive = await _aside(
-                body.num_bytes, stamped, engine, scope, body, priority, receive
-            )
-            await app(scope, receive, send)
+            place = asked.place
+            try:
+                self.metrics.decision_seconds.observe(time.perf_counter() - began_s)
+                content = body.content() if body.outcome is None else None
+                app: ASGIApp = Passage(self.app, self.known, self._kept_budget, content)
+                if self._recorder is not None:
+                    key = -priority if engine.larger_first else priority
+                    decided = self._decided(asked, scope["path"], key, arrival_s, began_s)
+                    app = partial(self._recorder.follow, app, decided)
+                # Not the prompts nor the body: what follows takes as long as the answer.
+                del asked, content
+                scope, receive = await _aside(
+                    body.num_bytes, stamped, engine, scope, body, priority, receive
+                )
+                await app(scope, receive, send)
+            finally:
+                if self._slowdown is not None and place is not None:
+                    self._slowdown.ended(place, self._clock())
 
     async def _asked(self, scope: Scope, reader: Reader, body: HeldBody, wish: Wish) -> _Asked:
         """The request, scored if it can be. Never raises."""
@@ -255,16 +269,22 @@ class PriorityMiddleware:
         self.metrics.count(asked.decision)
         if wish.priority is not None and asked.decision == "trusted":
             return min(max(wish.priority, -(2**63)), 2**63 - 1)
-        scale = self._scale()
-        if asked.is_ordered:
-            expected = self._expected_tokens(asked, scale.neutral_tokens)
-            cost = cost_tokens(asked.request, expected, obey_limits=self.settings.obey_limits)
-        else:
+        scale, policy = self._scale(), self._policies[engine.larger_first]
+        expected = self._expected_tokens(asked, scale.neutral_tokens)
+        cost, work = demand_of(asked.request, expected, obey_limits=self.settings.obey_limits)
+        if not asked.is_ordered:
             cost = scale.neutral_tokens  # the same for all: first come, first served
         self.metrics.cost_tokens.observe(cost)
-        return self._policies[engine.larger_first].key(
-            cost, arrival_s, long_tokens=scale.long_tokens, offset_s=wish.offset_s
+        if self._slowdown is None:
+            return policy.key(
+                cost, arrival_s, long_tokens=scale.long_tokens, offset_s=wish.offset_s
+            )
+        asked.place = self._slowdown.place(cost, work, is_ordered=asked.is_ordered)
+        since_s = self._slowdown.key_s(asked.place, cost, arrival_s - EPOCH_S)
+        self.metrics.place(
+            is_express=asked.place.is_express, bucket_ratio=self._slowdown.bucket_ratio
         )
+        return policy.key_at(since_s + min(max(wish.offset_s, -MAX_OFFSET_S), MAX_OFFSET_S))
 
     def _scale(self) -> "Calibration | OnlineRanker":
         """Who says what is a middle and a long answer."""
@@ -298,12 +318,27 @@ class PriorityMiddleware:
             prompt_key=writer.key_of(text) if writer and text else None,
             prompt=text if self.settings.outcome_prompts else None,
         )
-        when_done = None
-        if self.learner is not None and guess is not None:
-            when_done = partial(self.learner.learn, guess)
         return Decided(
-            outcome=outcome, began_s=began_s, request_id=asked.request_id, when_done=when_done
+            outcome=outcome,
+            began_s=began_s,
+            request_id=asked.request_id,
+            when_begun=self._when_begun(asked.place),
+            when_done=partial(self._ended, asked.place, guess),
         )
+
+    def _when_begun(self, place: Place | None) -> Callable[[], None] | None:
+        if self._slowdown is None or place is None:
+            return None
+        return partial(self._slowdown.began, place)
+
+    def _ended(self, place: Place | None, guess: Guess | None, outcome: Outcome) -> None:
+        """An answer is known: the bucket hears what it truly took, the learner how long it was."""
+        tokens = outcome.answer_tokens
+        if self._slowdown is not None and place is not None and tokens is not None:
+            prompt_work = PROMPT_TOKEN_WORK * (outcome.prompt_tokens or 0)
+            self._slowdown.correct(place, tokens + prompt_work)
+        if self.learner is not None and guess is not None:
+            self.learner.learn(guess, outcome)
 
     async def _read(self, scope: Scope, reader: Reader, body: HeldBody, asked: _Asked) -> None:
         asked.decision = body.outcome or "undecodable"

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pars.errors import ParsError
 from pars.scheduling.engines import ENGINES
-from pars.scheduling.priority import DEFAULT_MAX_OVERTAKE_S, PriorityPolicy
+from pars.scheduling.priority import PriorityPolicy
+from pars.scheduling.slowdown import DEFAULT_MAX_SLOWDOWN, MaxSlowdown
 from pars.scheduling.trust import Trust, read_key_offsets_s, read_proxies
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from pars.outcomes.writer import OutcomeLimits
 
 PREFIX = "PARS_"
+NO_OVERTAKE_BOUND = -math.inf  # none is given
 BOOLEANS = {"1": True, "true": True, "yes": True, "on": True}
 BOOLEANS |= {"0": False, "false": False, "no": False, "off": False}
 
@@ -117,11 +119,17 @@ class Settings:
         "how the engine takes priorities; `auto`: it is asked",
         choices=("auto", *ENGINES),
     )
+    max_slowdown: float = _setting(
+        DEFAULT_MAX_SLOWDOWN,
+        "R: no request waits more than R times what first come, first served would have made it"
+        " wait. `1` is first come, first served, `inf` shortest first",
+        metavar="R",
+    )
     max_overtake_s: float = _setting(
-        DEFAULT_MAX_OVERTAKE_S,
-        "T: a request can be overtaken only by requests that come within this time after it. `0` is"
-        " first come, first served, `inf` shortest first",
-        shown="30",
+        NO_OVERTAKE_BOUND,
+        "T, in place of R: a request can be overtaken only by requests that come within this time"
+        " after it. `0` is first come, first served, `inf` shortest first",
+        shown="none",
         metavar="SECONDS",
     )
     priority_bits: int = _setting(64, "or 32", choices=(32, 64))
@@ -215,6 +223,7 @@ class Settings:
             if problem := it.problem(getattr(self, it.name)):
                 raise ParsError(f"{it.name}: {problem}")
         self.policy()
+        self.slowdown()
         self.outcome_limits()
         self.drift_settings()
 
@@ -279,11 +288,26 @@ class Settings:
     def policy(self, *, larger_first: bool = False) -> PriorityPolicy:
         """The priority policy for an engine that takes larger or smaller values first."""
         try:
+            bound_s = 0.0 if self.goes_by_slowdown else self.max_overtake_s
             return PriorityPolicy(
-                max_overtake_s=self.max_overtake_s,
+                max_overtake_s=bound_s,
                 bits=self.priority_bits,
                 larger_first=larger_first,
             )
+        except ValueError as error:
+            raise ParsError(str(error)) from None
+
+    @property
+    def goes_by_slowdown(self) -> bool:
+        """Whether the bound on waiting is a ratio, and not seconds of overtaking."""
+        return self.max_overtake_s == NO_OVERTAKE_BOUND
+
+    def slowdown(self) -> MaxSlowdown | None:
+        """The express lane of one queue; None where seconds of overtaking are the bound."""
+        if not self.goes_by_slowdown:
+            return None
+        try:
+            return MaxSlowdown(self.max_slowdown)
         except ValueError as error:
             raise ParsError(str(error)) from None
 

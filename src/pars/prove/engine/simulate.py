@@ -56,6 +56,7 @@ def simulate(
     rate: float | None = None,
     on_finished: Callable[[RequestTimes], None],
     on_loads: Callable[[str, Loads], None] | None = None,
+    on_first_token: Callable[[str, float], None] | None = None,
 ) -> Run:
     """
     Run every request to its end.
@@ -65,11 +66,12 @@ def simulate(
         policy, rate: What the results are named by.
         on_finished: Gets each request's times as it ends.
         on_loads: Gets, by request_id, what was computed meanwhile.
+        on_first_token: Gets the request_id and the time of each first token.
 
     Raises:
         ParsError: a request does not fit into the engine.
     """
-    clock = _Clock(policy, rate, on_finished, on_loads)
+    clock = _Clock(policy, rate, on_finished, on_loads, on_first_token)
     skipping = engine if isinstance(engine, FastEngine) else None
     upcoming = chain(requests, [None])
     pending = next(upcoming)
@@ -125,10 +127,12 @@ class _Clock:
         rate: float | None,
         on_finished: Callable[[RequestTimes], None],
         on_loads: Callable[[str, Loads], None] | None,
+        on_first_token: Callable[[str, float], None] | None,
     ) -> None:
         self.now_s = 0.0
         self._policy, self._rate = policy, rate
         self._on_finished, self._on_loads = on_finished, on_loads
+        self._on_first_token = on_first_token
         self._load = Load()
         self._flights: dict[str, _Flight] = {}
         self._num_steps = 0
@@ -175,6 +179,8 @@ class _Clock:
             flight = self._flights[request_id]
             flight.first_token_s, flight.since_step = self.now_s, self._num_steps + 1
             flight.first_token_at = self._load
+            if self._on_first_token is not None:
+                self._on_first_token(request_id, self.now_s)
         for request_id in step.resumed:
             flight = self._flights[request_id]
             pause_s, flight.since_step = self.now_s - flight.lost_s, self._num_steps + 1

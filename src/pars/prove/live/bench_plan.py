@@ -120,6 +120,13 @@ def scores_for(options: BenchOptions, workload: Workload) -> dict[str, Scores]:
     """For each ranker that a policy names, by that name; "" is the one in the box by default."""
     folders = {"": boxed_ranker(), **options.rankers}
     wanted = [Policy.parse(policy) for policy in options.policies if policy != GATEWAY]
+    for policy in wanted:
+        if policy.max_slowdown is not None:
+            raise ParsError(
+                f"--policies: {policy} depends on what the engine does meanwhile, which only a"
+                f" gateway sees: put one in front, started with --max-slowdown"
+                f" {policy.max_slowdown:g}, and bench the policy {GATEWAY}"
+            )
     names = dict.fromkeys(policy.which for policy in wanted if policy.needs_scores)
     # Each request is one message: what its conversation was, no gateway can see, and no model.
     knows_notes = GATEWAY not in options.policies and not options.own_eos

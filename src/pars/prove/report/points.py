@@ -8,10 +8,11 @@ Requests are read from the workload's file and written to the result one after t
 holds what is in flight.
 """
 
+import math
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ from pars.prove.report.times import RequestTimes, ResultWriter, RunKey
 from pars.prove.workload.policies import Policy
 from pars.prove.workload.workload import WorkloadRequest, open_workload
 from pars.scheduling.priority import Calibration
+from pars.scheduling.slowdown import MaxSlowdown, Place
 
 REQUESTS_A_WRITE = 500
 
@@ -113,13 +115,15 @@ def run_point(point: Point) -> None:
                 waiting.clear()
 
         began_s = time.perf_counter()
+        lane = None if point.policy.max_slowdown is None else _Lane(point.policy.max_slowdown)
         run = simulate(
-            _with_keys(point),
+            _with_keys(point, lane),
             _engine(point),
             point.preset.step_time,
             policy=str(point.policy),
             rate=point.rate,
-            on_finished=keep,
+            on_finished=keep if lane is None else lane.seen_by(keep),
+            on_first_token=None if lane is None else lane.began,
         )
         writer.add(*waiting)
         took_s = round(time.perf_counter() - began_s, 3)
@@ -135,14 +139,50 @@ def _engine(point: Point) -> SteppedEngine:
     return VllmEngine(point.preset.limits)
 
 
-def _with_keys(point: Point) -> Iterator[tuple[WorkloadRequest, int]]:
+class _Lane:
+    """The express lane of a simulated queue: it hears what a gateway would hear."""
+
+    def __init__(self, max_slowdown: float) -> None:
+        self._slowdown = MaxSlowdown(max_slowdown)
+        self._places: dict[str, Place] = {}
+
+    def key(self, request: WorkloadRequest, cost: float) -> int:
+        """Of a request that arrives, in microseconds."""
+        # Its cost is the root of answer * (answer + prompt): the answer that was expected of it.
+        prompt = request.prompt_tokens
+        answer = (math.sqrt(prompt * prompt + 4 * cost * cost) - prompt) / 2
+        place = self._slowdown.place(cost, answer + prompt)
+        self._places[request.request_id] = place
+        return math.floor(self._slowdown.key_s(place, cost, request.arrival_s) * 1e6)
+
+    def began(self, request_id: str, now_s: float) -> None:
+        """Its first token came."""
+        self._slowdown.began(self._places[request_id])
+
+    def seen_by(self, keep: Callable[[RequestTimes], None]) -> Callable[[RequestTimes], None]:
+        """`keep`, and the lane hears of each end too."""
+
+        def ended(times: RequestTimes) -> None:
+            place = self._places.pop(times.request_id)
+            self._slowdown.ended(place, times.finished_s or 0.0)
+            self._slowdown.correct(place, float(times.output_tokens + times.prompt_tokens))
+            keep(times)
+
+        return ended
+
+
+def _with_keys(point: Point, lane: _Lane | None) -> Iterator[tuple[WorkloadRequest, int]]:
     """The requests at the point's load, each with its priority; one at a time in memory."""
     key_of = point.policy.fitted(_squeezed(point), point.calibration)
     scores: Iterable[Any] = iter(lambda: None, 0)  # without end
     if point.policy.needs_scores and point.scores is not None:
         scores = np.load(point.scores, mmap_mode="r")
     for request, score in zip(_squeezed(point), scores, strict=False):
-        yield request, key_of(request, None if score is None else float(score))
+        told = None if score is None else float(score)
+        if lane is None:
+            yield request, key_of(request, told)
+        else:
+            yield request, lane.key(request, key_of.cost(request, told))
 
 
 def _squeezed(point: Point) -> Iterator[WorkloadRequest]:

@@ -48,20 +48,23 @@ class Policy:
         name: One of NAMES.
         max_overtake_s: A request is overtaken only by those that arrive within this time after it;
             infinity is order by cost alone.
+        max_slowdown: R, of `scheduling.slowdown`, in place of seconds.
         which: Which ranker, by the name it was given; "" is the only or the default one.
     """
 
     name: str
     max_overtake_s: float = math.inf
     which: str = ""
+    max_slowdown: float | None = None
 
     @classmethod
     def parse(cls, text: str) -> "Policy":
         """
-        The policy spelled NAME or NAME@SECONDS, where NAME may be ranker:WHICH.
+        The policy spelled NAME, NAME@SECONDS or NAME@RATIOx, where NAME may be ranker:WHICH.
 
         Raises:
-            ParsError: the name is unknown, the seconds are no number from 0 on, or fcfs has any.
+            ParsError: the name is unknown, the seconds are no number from 0 on, the ratio none from
+                1 on, or fcfs has any.
         """
         spelled, at, seconds = text.strip().partition("@")
         name, colon, which = spelled.partition(":")
@@ -71,6 +74,8 @@ class Policy:
             return cls(name, which=which)
         if name == "fcfs":
             raise ParsError(f"policy {text!r}: fcfs is without aging; write fcfs")
+        if seconds.endswith("x"):
+            return cls(name, which=which, max_slowdown=_ratio(text, seconds))
         try:
             max_overtake_s = float(seconds)
         except ValueError:
@@ -84,6 +89,8 @@ class Policy:
 
     def __str__(self) -> str:
         spelled = f"{self.name}:{self.which}" if self.which else self.name
+        if self.max_slowdown is not None:
+            return f"{spelled}@{self.max_slowdown:g}x"
         return spelled if math.isinf(self.max_overtake_s) else f"{spelled}@{self._seconds}"
 
     @property
@@ -157,16 +164,19 @@ class KeyOf:
         self.priority = PriorityPolicy(max_overtake_s=policy.max_overtake_s)
 
     def __call__(self, request: WorkloadRequest, score: float | None = None) -> int:
-        name = self.policy.name
-        if name == "fcfs":
+        if self.policy.name == "fcfs":
             return 0
-        if name == "ranker":
-            cost = self._ranker_cost(request, score)
-        elif name == "reversed":
-            cost = max(0.0, self.longest - _cost(name, request))
-        else:
-            cost = _cost(name, request)
+        cost = self.cost(request, score)
         return self.priority.key(cost, EPOCH_S + request.arrival_s, long_tokens=self.long_tokens)
+
+    def cost(self, request: WorkloadRequest, score: float | None = None) -> float:
+        """What the policy orders the request by."""
+        name = self.policy.name
+        if name == "ranker":
+            return self._ranker_cost(request, score)
+        if name == "reversed":
+            return max(0.0, self.longest - _cost(name, request))
+        return _cost(name, request)
 
     def _ranker_cost(self, request: WorkloadRequest, score: float | None) -> float:
         if request.prompt is None or score is None:
@@ -177,6 +187,16 @@ class KeyOf:
                 else f"policy {self.policy}: there are no scores"
             )
         return _answer_cost(request, self.calibration.expected_tokens(score), request.max_tokens)
+
+
+def _ratio(text: str, spelled: str) -> float:
+    try:
+        ratio = float(spelled.removesuffix("x"))
+    except ValueError:
+        ratio = math.nan
+    if not ratio >= 1:
+        raise ParsError(f"policy {text!r}: before x comes a ratio from 1 on, as in oracle@1.5x")
+    return ratio
 
 
 def _cost(name: str, request: WorkloadRequest) -> float:

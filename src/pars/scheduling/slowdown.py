@@ -1,0 +1,201 @@
+"""
+No request waits more than R times what first come, first served would have made it wait.
+
+A share x = 1 - 1/R of the engine's work goes to an express class, shortest first; everybody else is
+first come, first served. Which requests are short enough is told by the running distribution of
+costs: the cheapest, that together make up the share x of the work. The share is enforced and not
+assumed: a bucket is charged for each express request that passes somebody, and a request that finds
+it empty is ordinary, which is no worse than first come, first served. So floods of short requests,
+wrong predictions and gaming cost express its place, and never the bound.
+
+    key = arrival                         ordinary
+    key = cost - 115 days                 express
+
+Both are static, so that an engine's stock heap is enough. docs/bound.md has the statement and its
+proof (two-class head-of-line priority, Cobham 1954, doi:10.1287/opre.2.1.70, with a token bucket).
+"""
+
+import math
+from dataclasses import dataclass
+from itertools import accumulate
+
+DEFAULT_MAX_SLOWDOWN = 1.5  # benchmarks/frontier.py
+EXPRESS_OFFSET_S = 1e7  # 115 days: express keys are before all ordinary ones
+COST_A_SECOND, MOST_COST = 1e3, 1e9  # of an express key; so none reaches the ordinary ones
+BUCKET_S = 5.0  # of the engine's whole work: how far express may run ahead of its share
+FULL_SHARES = 2.0  # of a full bucket, in shares that last
+MOST_SHARE = 0.75  # of the work: the longest are never express, where they would wait the longest
+BINS_AN_OCTAVE = 4
+NUM_BINS = 30 * BINS_AN_OCTAVE
+MEMORY = 4096.0  # requests after which the distribution of costs has forgotten half
+LOOK_EVERY = 32  # requests between two looks at the threshold
+
+
+@dataclass(slots=True, eq=False)
+class Place:
+    """
+    Where a request stands, until it ends.
+
+    Attributes:
+        is_express: In the class that goes first.
+        work: That it was expected to take, in answer tokens.
+        charged: What the bucket was charged for it.
+        has_begun: Whether the engine has begun to answer it.
+    """
+
+    is_express: bool
+    work: float
+    charged: float = 0.0
+    has_begun: bool = False
+
+
+class MaxSlowdown:
+    """
+    One queue's express lane. On one thread.
+
+    Several processes before one engine each keep their own: each gives to express the share x of
+    the work that it sees, and the shares of the parts make up the share of the whole.
+
+    Args:
+        max_slowdown: R, 1 or more. 1 is first come, first served, infinity shortest first.
+
+    Attributes:
+        level: Of the bucket, in answer tokens; below 0: express has had more than its share.
+        num_waiting: Ordinary requests that the engine has not begun to answer.
+    """
+
+    def __init__(self, max_slowdown: float) -> None:
+        if not max_slowdown >= 1:
+            raise ValueError(f"max_slowdown must be 1 or more, not {max_slowdown}")
+        self.share = 1.0 - 1.0 / max_slowdown
+        self.level = 0.0
+        self.num_waiting = 0
+        self._work_in_bin = [0.0] * NUM_BINS
+        self._num_seen = 0.0
+        self._until_look = 0
+        self._cheaper = [1.0] * NUM_BINS
+        self._rate = _Rate()
+
+    @property
+    def capacity(self) -> float:
+        """Of the bucket, in answer tokens."""
+        return BUCKET_S * self._rate.work_per_s
+
+    @property
+    def bucket_ratio(self) -> float:
+        """The bucket's level, of its capacity; 1 before anything was seen."""
+        return self.level / self.capacity if self.capacity > 0 else 1.0
+
+    def place(self, cost: float, work: float, *, is_ordered: bool = True) -> Place:
+        """
+        Give an arriving request its class.
+
+        Args:
+            cost: What it is ordered by (`priority.demand_of`), in answer tokens.
+            work: What it is expected to take, in answer tokens.
+            is_ordered: False: nothing is known of it, so it is ordinary.
+        """
+        if is_ordered:
+            self._see(cost, work)
+        if self.num_waiting == 0:
+            self.level = self.capacity
+        share_now = 1.0 if self.share == 1 else self._share_now()
+        is_express = is_ordered and self._cheaper_work(cost) < share_now
+        place = Place(is_express, work)
+        if not is_express:
+            self.num_waiting += 1
+        elif self.num_waiting:
+            place.charged = work
+            self.level -= work
+        return place
+
+    @staticmethod
+    def key_s(place: Place, cost: float, since_epoch_s: float) -> float:
+        """
+        The request's key in seconds, smaller first.
+
+        Args:
+            since_epoch_s: When it arrived, by a clock that all gateways of the engine share.
+        """
+        if place.is_express:
+            return min(cost, MOST_COST) / COST_A_SECOND - EXPRESS_OFFSET_S
+        return since_epoch_s
+
+    def began(self, place: Place) -> None:
+        """The engine answers it; it waits no longer."""
+        if not place.has_begun:
+            place.has_begun = True
+            self.num_waiting -= not place.is_express
+
+    def ended(self, place: Place, now_s: float) -> None:
+        """It is done, or gone: so far what was expected of it counts as done."""
+        self.began(place)
+        self._rate.see(place.work, now_s)
+        self.level = min(self.level + self.share * place.work, self.capacity)
+
+    def correct(self, place: Place, true_work: float) -> None:
+        """What it truly took became known, after its end."""
+        beyond = true_work - place.work
+        self._rate.add(beyond)
+        self.level += self.share * beyond - (beyond if place.charged else 0.0)
+        self.level = min(self.level, self.capacity)
+        place.work = true_work
+
+    def _see(self, cost: float, work: float) -> None:
+        """Count the request into the distribution, and now and then find the threshold anew."""
+        place = int(BINS_AN_OCTAVE * math.log2(max(cost, 1.0)))
+        self._work_in_bin[min(place, NUM_BINS - 1)] += work
+        self._num_seen += 1
+        self._until_look -= 1
+        if self._until_look > 0:
+            return
+        self._until_look = LOOK_EVERY
+        if self._num_seen > MEMORY:
+            self._work_in_bin = [it / 2 for it in self._work_in_bin]
+            self._num_seen /= 2
+        total = sum(self._work_in_bin)
+        self._cheaper = [it / total for it in accumulate(self._work_in_bin)]
+
+    def _share_now(self) -> float:
+        """
+        Of the work, cheapest first, that is express at the bucket's level.
+
+        The lower the level, the shorter a request must be: when there is room for few, the shortest
+        have it. At half a bucket it is the share that lasts.
+        """
+        if self.level <= 0 or self.capacity <= 0:
+            return 0.0
+        return min(FULL_SHARES * self.share * self.level / self.capacity, MOST_SHARE)
+
+    def _cheaper_work(self, cost: float) -> float:
+        """The share of the work that cheaper requests make."""
+        place = min(int(BINS_AN_OCTAVE * math.log2(max(cost, 1.0))), NUM_BINS - 1)
+        return self._cheaper[place - 1] if place else 0.0
+
+
+class _Rate:
+    """The work that an engine is seen to do, in answer tokens a second, over about ten seconds."""
+
+    MEMORY_S = 10.0
+
+    def __init__(self) -> None:
+        self._work = self._seconds = 0.0
+        self._last_s: float | None = None
+
+    @property
+    def work_per_s(self) -> float:
+        return self._work / self._seconds if self._seconds > 0 else 0.0
+
+    def see(self, work: float, now_s: float) -> None:
+        """So much was done, by now."""
+        if self._last_s is not None:
+            since_s = min(max(0.0, now_s - self._last_s), self.MEMORY_S)
+            kept = math.exp(-since_s / self.MEMORY_S)
+            self._work *= kept
+            self._seconds = self._seconds * kept + since_s
+        self._work += work
+        self._last_s = now_s
+
+    def add(self, work: float) -> None:
+        """So much more was done in what was seen already."""
+        self._work = max(0.0, self._work + work)

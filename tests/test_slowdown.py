@@ -1,0 +1,206 @@
+"""The express lane: who is in it, what it costs the others, and that nothing breaks its bound."""
+
+import heapq
+import math
+import random
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pars.errors import ParsError
+from pars.prove.workload.policies import Policy
+from pars.scheduling.slowdown import BUCKET_S, EXPRESS_OFFSET_S, MaxSlowdown, Place
+from pars.serving.settings import Settings
+
+RATE = 100.0  # work a second that the simulated engine does
+
+
+class Engine:
+    """
+    One server behind one heap, and gateways before it, each with a lane of its own.
+
+    Every request takes its true work / RATE seconds, one at a time, which is the queue of the
+    bound's proof.
+    """
+
+    def __init__(self, max_slowdown: float, num_gateways: int = 1) -> None:
+        self.lanes = [MaxSlowdown(max_slowdown) for _ in range(num_gateways)]
+
+    def waits(
+        self, requests: list[tuple[float, float, float]], skew_s: float = 0.0
+    ) -> tuple[list[float], list[bool]]:
+        """Seconds from arrival to start of (arrival_s, true work, predicted work), and classes."""
+        heap: list[tuple[float, int]] = []
+        places: list[Place] = []
+        begins, upcoming, now_s = [0.0] * len(requests), 0, 0.0
+        while upcoming < len(requests) or heap:
+            if not heap:
+                now_s = max(now_s, requests[upcoming][0])
+            while upcoming < len(requests) and requests[upcoming][0] <= now_s:
+                arrival_s, _, predicted = requests[upcoming]
+                gateway = upcoming % len(self.lanes)
+                lane = self.lanes[gateway]
+                place = lane.place(predicted, predicted)
+                key = lane.key_s(place, predicted, arrival_s + skew_s * gateway)
+                places.append(place)
+                heapq.heappush(heap, (key, upcoming))
+                upcoming += 1
+            _, chosen = heapq.heappop(heap)
+            lane, work = self.lanes[chosen % len(self.lanes)], requests[chosen][1]
+            lane.began(places[chosen])
+            begins[chosen] = now_s
+            now_s += work / RATE
+            lane.ended(places[chosen], now_s)
+            lane.correct(places[chosen], work)
+        waits = [begin - arrival for begin, (arrival, _, _) in zip(begins, requests, strict=True)]
+        return waits, [place.is_express for place in places]
+
+
+def load(seed: int, guess: Callable[[random.Random, float], float], num_requests: int = 600):
+    """Bursty arrivals a little above what the engine gets done, log-normal work."""
+    chance, at_s, requests = random.Random(seed), 0.0, []
+    for _ in range(num_requests):
+        at_s += chance.expovariate(1.0) * (0.2 if chance.random() < 0.8 else 4.0)
+        work = math.exp(chance.gauss(4.0, 1.0))
+        requests.append((at_s, work, max(1.0, guess(chance, work))))
+    return requests
+
+
+PREDICTORS: dict[str, Callable[[random.Random, float], float]] = {
+    "perfect": lambda chance, work: work,
+    "noisy": lambda chance, work: work * math.exp(chance.gauss(0, 0.7)),
+    "random": lambda chance, work: math.exp(chance.gauss(4.0, 1.0)),
+    "inverted": lambda chance, work: 5000.0 / work,
+    "all short": lambda chance, work: 1.0,
+    "too small": lambda chance, work: work / 20,
+}
+
+
+@pytest.mark.parametrize("predictor", PREDICTORS)
+@pytest.mark.parametrize("num_gateways", [1, 3])
+@pytest.mark.parametrize("ratio", [1.25, 1.5, 2.0])
+@given(seed=st.integers(0, 10_000))
+@settings(max_examples=6)
+def test_no_ordinary_request_waits_more_than_the_bound(
+    ratio: float, num_gateways: int, predictor: str, seed: int
+):
+    """
+    R times the first-come wait and a constant, whoever predicts, however many gateways with skewed
+    clocks: the constant is the buckets', the largest request's, and the skew.
+    """
+    skew_s = 0.05 if num_gateways > 1 else 0.0
+    requests = load(seed, PREDICTORS[predictor])
+    first_come, _ = Engine(1.0).waits(requests)
+
+    waits, is_express = Engine(ratio, num_gateways).waits(requests, skew_s)
+
+    largest_s = max(work for _, work, _ in requests) / RATE
+    behind_s = max(predicted for _, _, predicted in requests) / RATE
+    constant_s = num_gateways * (BUCKET_S + 2 * largest_s + behind_s + 4 * skew_s)
+    for wait_s, fcfs_s, express in zip(waits, first_come, is_express, strict=True):
+        if not express:
+            assert wait_s <= ratio * (fcfs_s + constant_s)
+
+
+def test_a_share_of_one_to_one_is_first_come_first_served():
+    """R = 1 gives express nothing."""
+    requests = load(1, PREDICTORS["noisy"])
+
+    assert Engine(1.0).waits(requests)[1] == [False] * len(requests)
+
+
+def test_without_a_bound_the_shortest_go_first():
+    """R = inf: everybody is express, in the order of cost."""
+    lane = MaxSlowdown(math.inf)
+    keys = []
+    for cost in (300.0, 100.0, 200.0):
+        place = lane.place(cost, cost)
+        keys.append(lane.key_s(place, cost, 5.0))
+
+    assert sorted(keys) == [keys[1], keys[2], keys[0]]
+    assert max(keys) < 0
+
+
+def test_short_requests_gain_where_the_queue_is_long():
+    """At 1.5 the mean slowdown (wait over work) is less than half of first come, first served."""
+    requests = load(2, PREDICTORS["noisy"], 2000)
+
+    def mean_slowdown(ratio: float) -> float:
+        waits, _ = Engine(ratio).waits(requests)
+        return sum(w / work for w, (_, work, _) in zip(waits, requests, strict=True))
+
+    assert mean_slowdown(1.5) < 0.5 * mean_slowdown(1.0)
+
+
+def test_an_empty_bucket_makes_everybody_ordinary():
+    """A flood of requests that look short passes until the bucket is empty, and then no more."""
+    lane = MaxSlowdown(1.5)
+    for second in range(20):
+        lane.ended(lane.place(100.0, 100.0), float(second))
+    waiting = lane.place(1e6, 1e6)
+    assert not waiting.is_express
+
+    flood = [lane.place(1.0, 50.0) for _ in range(500)]
+
+    num_express = sum(place.is_express for place in flood)
+    assert 0 < num_express * 50.0 <= lane.capacity + 50.0
+    assert not any(place.is_express for place in flood[num_express:])
+    for place in (waiting, *flood):
+        lane.began(place)
+    assert lane.place(1.0, 50.0).is_express  # nobody waits: the bucket is full again
+
+
+def test_the_truth_corrects_the_bucket():
+    """An express answer ten times as long as expected is charged for all of it."""
+    lane = MaxSlowdown(2.0)
+    for second in range(20):
+        lane.ended(lane.place(100.0, 100.0), float(second))
+    lane.place(1e6, 1e6)
+    for _ in range(5):
+        lane.place(1.0, 50.0)
+    short = lane.place(1.0, 10.0)
+    assert short.is_express
+    before = lane.level
+    lane.ended(short, 21.0)
+    lane.correct(short, 100.0)
+
+    assert lane.level == pytest.approx(before + 0.5 * 100.0 - 90.0)
+
+
+def test_who_leaves_waits_no_longer():
+    """Begun or not, at its end a request is counted out once."""
+    lane = MaxSlowdown(1.5)
+    first, second = lane.place(10.0, 10.0), lane.place(20.0, 20.0)
+    assert lane.num_waiting == 2
+    lane.began(first)
+    lane.ended(first, 1.0)
+    lane.ended(second, 1.0)
+
+    assert lane.num_waiting == 0
+
+
+@given(cost=st.floats(0, 1e12), since_s=st.floats(0, 4e9))
+def test_express_is_always_before_ordinary(cost: float, since_s: float):
+    """Whatever it costs, and whenever the other arrived."""
+    express, ordinary = Place(True, 1.0), Place(False, 1.0)
+
+    assert MaxSlowdown.key_s(express, cost, since_s) < MaxSlowdown.key_s(ordinary, cost, since_s)
+    assert -EXPRESS_OFFSET_S <= MaxSlowdown.key_s(express, cost, since_s) < 0
+
+
+@pytest.mark.parametrize("ratio", [0.9, -1.0, math.nan])
+def test_a_ratio_below_one_is_refused(ratio: float):
+    """One clear line with the setting's name."""
+    with pytest.raises(ParsError, match="max_slowdown"):
+        Settings(max_slowdown=ratio)
+
+
+def test_a_ratio_stands_behind_a_policys_name():
+    """oracle@1.25x, and no ratio below one."""
+    assert str(Policy.parse("oracle@1.25x")) == "oracle@1.25x"
+    assert Policy.parse("ranker:own@2x").max_slowdown == 2
+    for wrong in ("oracle@0.5x", "oracle@x", "fcfs@1.5x"):
+        with pytest.raises(ParsError):
+            Policy.parse(wrong)

@@ -26,6 +26,7 @@ declare -A commands=(
     [live]="benchmarks/live.py"
     [simulator]="benchmarks/simulator.py"
     [frontier]="benchmarks/frontier.py"
+    [online]="benchmarks/online.py"
     [overtake_curve]="benchmarks/overtake_curve.py"
     [noon_shift]="benchmarks/noon_shift.py"
     [gateway_cost]="benchmarks/gateway_cost.py --soak --minilm-ranker $trained/ranker"
@@ -35,7 +36,7 @@ declare -A commands=(
     [vllm_starvation]="benchmarks/vllm_starvation.py"
 )
 
-for name in ${*:-prepare train tau score_cost trace_load noise serve frontier overtake_curve noon_shift gateway_cost hostile_bodies recording_cost vllm_latency vllm_starvation live simulator order_by prompt_cost repeats}; do
+for name in ${*:-prepare train tau score_cost trace_load noise serve online frontier overtake_curve noon_shift gateway_cost hostile_bodies recording_cost vllm_latency vllm_starvation live simulator order_by prompt_cost repeats}; do
     echo "== $name: python ${commands[$name]}"
     # shellcheck disable=SC2086 - the command is words
     python ${commands[$name]} >"$results/.$name.txt"

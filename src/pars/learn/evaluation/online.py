@@ -168,13 +168,14 @@ def _replayed(path: Path, where: list[tuple[str, str]]) -> Iterator[Replayed]:
         fields = fields or Fields.found_in(values, path, number)
         row = data_row(values, fields, path, number)
         yield Replayed(
-            _signals(values, row.prompt),
+            signals_of_row(values, row.prompt),
             row.answer_length,
             row.is_censored or values.get("finish") in CUT_SHORT,
         )
 
 
-def _signals(values: Mapping[str, Any], prompt: str) -> Signals:
+def signals_of_row(values: Mapping[str, Any], prompt: str) -> Signals:
+    """What a logged row tells of its request: what it holds of the body, and who asked."""
     asked: Mapping[str, Any] = next(
         (values[it] for it in REQUEST_FIELDS if isinstance(values.get(it), dict)), {}
     )

@@ -255,13 +255,14 @@ def anothers_tokenizer(folder: Path) -> Iterator[None]:
     """
     The ranker has the tokenizer of a larger one: it loads, and fails at the words it knew.
 
-    Their ids now lie beyond the graph's table; the ids of unknown words do not.
+    Their ids now lie beyond the graph's table; those of other words and of marks do not.
     """
     path = folder / TOKENIZER_FILE
     good = path.read_text()
     fields = json.loads(good)
-    others = [f"other{i}" for i in range(len(fields["vocabulary"]))]
-    with replaced(path, json.dumps(fields | {"vocabulary": others + fields["vocabulary"]})):
+    known = [word for word in fields["vocabulary"] if word.startswith("words")]
+    others = [f"other {it}" if it in known else it for it in fields["vocabulary"]]
+    with replaced(path, json.dumps(fields | {"vocabulary": others + known})):
         yield
 
 

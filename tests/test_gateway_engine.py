@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,11 +12,11 @@ from typing import Any
 import httpx
 import pytest
 
-from gateways import counted, gateway_to
+from gateways import counted, gateway_to, read_request, scripted_upstream
 from pars.serving.gateway import Gateway
 from pars.serving.known_engine import NOT_KNOWN
 
-from serving import eventually, serve_in_thread
+from serving import DEADLINE_S, eventually, serve_in_thread
 
 COMPLETIONS = "/v1/completions"
 Reply = tuple[int, str, bytes]  # status, content type, body
@@ -241,6 +242,27 @@ def test_no_client_sees_that_the_engine_refuses_priorities(
         assert counted(app, "pars_engine_schedules_by_priority") == 0
     assert [priority is not None for priority in engine.generations] == [True] + [False] * 4
     assert [it.levelname for it in caplog.records if "REFUSES" in it.message] == ["ERROR"]
+
+
+def test_a_stream_of_an_engine_that_reads_the_header_begins_at_once(tmp_path: Path) -> None:
+    """Its head comes before the first event, which the engine still holds back."""
+    release = threading.Event()
+
+    def serve(connection: socket.socket, index: int) -> None:
+        read_request(connection)
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: %d\r\n\r\n"
+        connection.sendall(head % len(STREAM))
+        assert release.wait(DEADLINE_S)
+        connection.sendall(STREAM)
+
+    body = {"prompt": "x", "stream": True}
+    with (
+        scripted_upstream(serve) as up,
+        gateway_to(up, tmp_path) as (url, _),
+        httpx.stream("POST", url + COMPLETIONS, json=body) as answer,
+    ):
+        release.set()
+        assert b"".join(answer.iter_raw()) == STREAM
 
 
 def test_many_refused_at_once_are_all_answered(tmp_path: Path) -> None:

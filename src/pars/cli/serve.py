@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pars.cli.open_files import raise_open_files
 from pars.errors import ParsError
 from pars.serving.settings import Settings, declared_settings, unknown_variables
 
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("pars")
 
-MOST_OPEN_FILES = 1 << 20  # where there is no hard limit: Linux takes no more by default
-FILES_BESIDE = 64  # the listener, the ranker, logs, outcomes
 SHUTDOWN_S = 30  # for requests in flight, after SIGTERM or Ctrl-C
 at_least_one = click.IntRange(min=1)
 
@@ -89,7 +88,7 @@ def serve(
     environment = {**os.environ, "PREDICTOR_MODEL_PATH": ranker} if ranker else os.environ
     scorer = scorer_from(environment, num_threads=num_threads)
     facts = facts_of(scorer)
-    _open_files()
+    raise_open_files()
     run_app(
         create_app(scorer, limits=limits),
         host,
@@ -202,7 +201,7 @@ def gateway(
 
         click.echo(run_probe(server, settings))
         return
-    _open_files(max_connections)
+    raise_open_files(max_connections)
     app = Gateway(server, settings)
     if settings.ranker != "none" and not app.middleware.ranker.is_loaded:
         raise ParsError(f"no ranker can be loaded from {settings.ranker_folder}")
@@ -225,37 +224,6 @@ def _the_one(upstreams: tuple[str, ...]) -> str:
             " whose queue it orders; start one gateway a replica, with the router before them"
         )
     return upstreams[0]
-
-
-def _open_files(max_connections: int = 0) -> None:
-    """
-    Raise the soft limit on open files to the hard one, and say so.
-
-    Args:
-        max_connections: Requests at once, each a connection of the client's and one of the
-            upstream's; where the limit allows fewer, that is said too.
-    """
-    try:
-        import resource
-    except ImportError:  # Windows has no such limit
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = MOST_OPEN_FILES if hard == resource.RLIM_INFINITY else hard
-    if soft != resource.RLIM_INFINITY and soft < most:
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-        except (OSError, ValueError) as error:
-            log.warning("the limit on open files stays at %d: %s", soft, error)
-            most = soft
-        else:
-            click.echo(f"the limit on open files is raised from {soft} to {most}", err=True)
-    num_needed = 2 * max_connections + FILES_BESIDE
-    if most < num_needed and max_connections:
-        log.warning(
-            "%d files may be open, enough for some %d requests at once: raise the hard limit"
-            " (ulimit -Hn, LimitNOFILE=, --ulimit nofile=) to %d for --max-connections %d",
-            *(most, max(0, most - FILES_BESIDE) // 2, num_needed, max_connections),
-        )
 
 
 def run_app(

@@ -121,7 +121,8 @@ class _FirstAnswer:
         self._is_unreadable = fields.get(b"content-encoding", b"identity") != b"identity"
         self._is_stream = fields.get(b"content-type", b"").startswith(b"text/event-stream")
         if self.status == 200 and self._is_stream:
-            return not self._is_unreadable
+            # A header is no reason for an error: such streams begin there as they do here.
+            return not (self._is_unreadable or self._known.engine.takes_header)
         return self.status in (*REFUSED, FAILED, UNAVAILABLE)
 
     async def _look_at_event(self, message: Message) -> None:

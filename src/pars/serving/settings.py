@@ -5,6 +5,8 @@ Inside vLLM, which builds a middleware from its app alone, only the environment 
 setting has a variable, PARS_ and its name here. The options of `pars gateway` (`cli.serve`) and the
 table in docs/serving.md are made from these declarations. `pars --help` reads them too: what is
 heavy (numpy, onnxruntime) is imported where it is used.
+
+(The file is long because each setting stands in it, and nowhere else.)
 """
 
 import math

@@ -28,7 +28,7 @@ from pars.prove.engine.fast_engine import FastEngine
 from pars.prove.engine.simulate import simulate
 from pars.prove.workload.workload import WorkloadRequest
 from pars.scheduling.priority import EPOCH_S, PriorityPolicy
-from pars.scheduling.slowdown import MaxSlowdown
+from pars.scheduling.slowdown import LAST_EXPRESS_S, MaxSlowdown
 from virtual_load import PRESET, Job, Load, capacity, finished
 
 SHARED = Path(os.environ.get("PARS_SHARED", Path(__file__).parents[2] / "shared"))
@@ -158,7 +158,7 @@ def by_slowdown(load: Load, cost: np.ndarray, expected: np.ndarray, ratio: float
         ):
             name, it = f"{row:06d}", float(cost[row])
             places[name] = place = lane.place(it, float(expected[row]) + prompt)
-            key = math.floor(lane.key_s(place, it, at_s) * 1e6)
+            key = math.floor(lane.key_s(place, it, LAST_EXPRESS_S + at_s) * 1e6)
             yield WorkloadRequest(name, at_s, None, prompt, output), key
 
     def ended(it) -> None:

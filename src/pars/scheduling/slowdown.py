@@ -9,7 +9,7 @@ it empty is ordinary, which is no worse than first come, first served. So floods
 wrong predictions and gaming cost express its place, and never the bound.
 
     key = arrival                         ordinary
-    key = cost - 115 days                 express
+    key = 28 February 2026 + cost         express
 
 Both are static, so that an engine's stock heap is enough. docs/bound.md has the statement and its
 proof (two-class head-of-line priority, Cobham 1954, doi:10.1287/opre.2.1.70, with a token bucket).
@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 DEFAULT_MAX_SLOWDOWN = 1.5  # benchmarks/frontier.py
-EXPRESS_OFFSET_S = 1e7  # 115 days: express keys are before all ordinary ones
-COST_A_SECOND, MOST_COST = 1e3, 1e9  # of an express key; so none reaches the ordinary ones
+EXPRESS_S = 5e6  # since the epoch: before all that arrives today, and no negative number
+COST_A_SECOND, MOST_COST = 1e3, 1e9  # of an express key: 12 days at most
+LAST_EXPRESS_S = EXPRESS_S + MOST_COST / COST_A_SECOND
 BUCKET_S = 5.0  # of the engine's whole work: how far express may run ahead of its share
 FULL_SHARES = 2.0  # of a full bucket, in shares that last
 MOST_SHARE = 0.75  # of the work: the longest are never express, where they would wait the longest
@@ -58,17 +59,20 @@ class MaxSlowdown:
 
     Args:
         max_slowdown: R, 1 or more. 1 is first come, first served, infinity shortest first.
+        shares_engine: Others send to the same engine. That nobody ordinary waits here says nothing
+            then: the bucket is not filled by it, and every express request is charged.
 
     Attributes:
         level: Of the bucket, in answer tokens; below 0: express has had more than its share.
         num_waiting: Ordinary requests that the engine has not begun to answer.
     """
 
-    def __init__(self, max_slowdown: float) -> None:
+    def __init__(self, max_slowdown: float, *, shares_engine: bool = False) -> None:
         if not max_slowdown >= 1:
             raise ValueError(f"max_slowdown must be 1 or more, not {max_slowdown}")
         self.share = 1.0 - 1.0 / max_slowdown
         self.level = 0.0
+        self._shares_engine = shares_engine
         self.num_waiting = 0
         self._work_in_bin = [0.0] * NUM_BINS
         self._num_seen = 0.0
@@ -97,14 +101,14 @@ class MaxSlowdown:
         """
         if is_ordered:
             self._see(cost, work)
-        if self.num_waiting == 0:
+        if self.num_waiting == 0 and not self._shares_engine:
             self.level = self.capacity
         share_now = 1.0 if self.share == 1 else self._share_now()
         is_express = is_ordered and self._cheaper_work(cost) < share_now
         place = Place(is_express, work)
         if not is_express:
             self.num_waiting += 1
-        elif self.num_waiting:
+        elif self.num_waiting or self._shares_engine:
             place.charged = work
             self.level -= work
         return place
@@ -115,10 +119,11 @@ class MaxSlowdown:
         The request's key in seconds, smaller first.
 
         Args:
-            since_epoch_s: When it arrived, by a clock that all gateways of the engine share.
+            since_epoch_s: When it arrived, by a clock that all gateways of the engine share; later
+                than LAST_EXPRESS_S.
         """
         if place.is_express:
-            return min(cost, MOST_COST) / COST_A_SECOND - EXPRESS_OFFSET_S
+            return EXPRESS_S + min(cost, MOST_COST) / COST_A_SECOND
         return since_epoch_s
 
     def began(self, place: Place) -> None:

@@ -127,6 +127,11 @@ class Settings:
         " wait. `1` is first come, first served, `inf` shortest first",
         metavar="R",
     )
+    shared_engine: bool = _setting(
+        False,
+        "1: other gateways, or several API servers of one vLLM, send to the same engine; each then"
+        " keeps R for its own part of the work",
+    )
     max_overtake_s: float = _setting(
         NO_OVERTAKE_BOUND,
         "T, in place of R: a request can be overtaken only by requests that come within this time"
@@ -309,7 +314,7 @@ class Settings:
         if not self.goes_by_slowdown:
             return None
         try:
-            return MaxSlowdown(self.max_slowdown)
+            return MaxSlowdown(self.max_slowdown, shares_engine=self.shared_engine)
         except ValueError as error:
             raise ParsError(str(error)) from None
 

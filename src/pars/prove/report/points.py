@@ -30,7 +30,7 @@ from pars.prove.report.times import RequestTimes, ResultWriter, RunKey
 from pars.prove.workload.policies import Policy
 from pars.prove.workload.workload import WorkloadRequest, open_workload
 from pars.scheduling.priority import Calibration
-from pars.scheduling.slowdown import MaxSlowdown, Place
+from pars.scheduling.slowdown import LAST_EXPRESS_S, MaxSlowdown, Place
 
 REQUESTS_A_WRITE = 500
 
@@ -153,7 +153,8 @@ class _Lane:
         answer = (math.sqrt(prompt * prompt + 4 * cost * cost) - prompt) / 2
         place = self._slowdown.place(cost, answer + prompt)
         self._places[request.request_id] = place
-        return math.floor(self._slowdown.key_s(place, cost, request.arrival_s) * 1e6)
+        since_s = LAST_EXPRESS_S + request.arrival_s
+        return math.floor(self._slowdown.key_s(place, cost, since_s) * 1e6)
 
     def began(self, request_id: str, now_s: float) -> None:
         """Its first token came."""

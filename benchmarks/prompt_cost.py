@@ -22,7 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pars.prove.workload.arrivals import poisson, read_trace, scaled
+from pars.prove.workload.arrivals import poisson, scaled
+from pars.prove.workload.traces import read_trace
 from pars.scheduling.priority import EPOCH_S, PriorityPolicy
 from virtual_load import (
     MEASURES,

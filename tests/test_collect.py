@@ -520,7 +520,7 @@ def test_prompts_come_in_many_shapes(tmp_path):
     [
         ('{"prompt": " "}', "row 1: its prompt is empty"),
         ('{"prompt": "x"}\n{"text": "y"}', "row 2: .*prompt"),
-        ('{"prompt": 3}', "row 1: its prompt must be text or chat messages"),
+        ('{"prompt": 3}', "row 1: field 'prompt': must be text, not a number"),
         ('{"messages": [{"role": "system", "content": "x"}]}', "no user message with text"),
         ("", "is empty"),
     ],

@@ -24,7 +24,10 @@ FLOORS["cli"] = FLOORS["prove"] | {"prove", "score_service", "learn"}
 # Doors through a wall, each opened inside a function by the file named.
 DOORS = {
     "score_service/server.py": ("pars.learn.training.checkpoint",),  # a .pt needs torch
-    "prove/workload/make_workload.py": ("pars.learn.data.records", "pars.learn.data.rows"),
+    "prove/workload/make_workload.py": (
+        *("pars.learn.data.fields", "pars.learn.data.records", "pars.learn.data.rows"),
+    ),
+    "prove/workload/traces.py": ("pars.learn.data.fields", "pars.learn.data.rows"),
 }
 # The rooms that run where an engine runs: nothing heavy is named there, not even in a function.
 LIGHT = ("request", "scheduling", "ranking", "outcomes", "serving", "doctor", "cli")

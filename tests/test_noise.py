@@ -146,7 +146,7 @@ def test_the_ceiling_is_what_a_perfect_predictor_reaches(tmp_path, num_answers):
     means = rng.normal(5, 1, 3000)
     lengths = np.exp(means[:, None] + 0.5 * rng.normal(size=(3000, num_answers)))
     path = write_answers(
-        tmp_path / "r.jsonl", {str(i): row.tolist() for i, row in enumerate(lengths)}
+        tmp_path / "r.jsonl", {f"prompt {i}": row.tolist() for i, row in enumerate(lengths)}
     )
     truth = kendall_tau_b(means, np.exp(means + 0.5 * rng.normal(size=3000)))
 

@@ -13,7 +13,8 @@ import pytest
 
 from pars.cli.learn import SOURCE_NAMES
 from pars.cli.main import main
-from pars.learn.data.records import read_data, read_pairs
+from pars.learn.data.pair_files import read_pairs
+from pars.learn.data.records import read_data
 from pars.learn.data.sources import SOURCES
 
 SHARED = Path(os.environ.get("PARS_SHARED", Path(__file__).parents[2] / "shared")) / "data"

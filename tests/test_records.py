@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from pars.errors import DataError
-from pars.learn.data.records import Row, length_unit_of, read_data, read_pairs
+from pars.learn.data.pair_files import read_pairs
+from pars.learn.data.records import Row, length_unit_of, read_data
 
 SHARED = Path(os.environ.get("PARS_SHARED", Path(__file__).parents[2] / "shared")) / "data"
 PAIRS = [
@@ -84,18 +85,21 @@ BEFORE = "field 'answers_before' must be a list of whole numbers: characters of 
         ({"prompt": "p", "length": 1, "answers_before": [-1]}, BEFORE),
         ({"prompt": "p", "length": 1, "answers_before": 5}, BEFORE),
         (
-            {"prompt": ["q"], "length": 1},
+            {"prompt": [5], "length": 1},
             "field 'prompt' must be text or a list of {role, content}",
         ),
-        ({}, "no answer and no length: expected one of answer, response, "),
+        ({"prompt": "p"}, "no answer and no length: expected one of answer, response, "),
+        ({}, "has no field 'prompt'; its fields: none"),
         ({"answer": "a"}, "has no field 'prompt'; its fields: answer"),
         ({"prompt": 5, "answer": "a"}, "field 'prompt' must be text, not a number"),
-        ({"prompt": "p", "answer": ["a"]}, "field 'answer' must be text, not a list"),
-        ({"prompt": "p", "length": "9"}, "field 'length' must be a number of 0 or more, not text"),
+        ({"prompt": "p", "answer": [5]}, "field 'answer' must be text, not a list"),
+        (
+            {"prompt": "p", "length": "9 s"},
+            "field 'length' must be a number of 0 or more, not '9 s'",
+        ),
         ({"prompt": "p", "length": True}, "field 'length' must be a number of 0 or more, not true"),
         ({"prompt": "p", "length": -1}, "field 'length' must be a number of 0 or more, not -1"),
         ({"prompt": "p", "length": float("nan")}, "field 'length' must be a number of 0 or more"),
-        ({"prompt": "p", "length": None}, "field 'length' must be a number, not null"),
         ({"prompt": "p", "length": 1, "id": 1.5}, "its task_id or id must be text or a whole"),
         ({"prompt": "p", "length": 1, "model": 4}, "field 'model' must be text, not a number"),
     ],
@@ -181,6 +185,7 @@ def test_missing_pair_fields_and_empty_files_are_named(tmp_path):
 
 def test_unit_is_read_beside_the_data(tmp_path):
     """prepare.json tells the unit of the lengths; without it they are tokens."""
+    write(tmp_path / "train_data.json", [{"prompt": "p", "answer_length": 3}])
     assert length_unit_of(tmp_path / "train_data.json") == "tokens"
     write(tmp_path / "prepare.json", {"length_unit": "words"})
     assert length_unit_of(tmp_path / "train_data.json") == "words"

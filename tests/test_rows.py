@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 import pars.learn.data.rows
 from pars.errors import DataError
-from pars.learn.data.rows import is_wanted, read_rows
+from pars.learn.data.fields import is_wanted
+from pars.learn.data.rows import read_rows
 
 ROWS = [{"prompt": 'say "東京"', "n": 1}, {"prompt": "a\nb\\", "n": None}, {"prompt": "", "n": 2.5}]
 
@@ -73,7 +74,7 @@ def test_chunks_may_end_anywhere(tmp_path_factory, rows, chunk_bytes, indent):
     [
         ("", "f: is empty"),
         (" \n", "f: is empty"),
-        ("prompt,answer\n", "f: is neither a JSON array, JSON lines nor Parquet"),
+        ("prompt\n", "f: is none of a JSON array, JSON lines, CSV with a first line of names, "),
         ('[{"a": 1}, {"a" 2}]', "f, row 2: not valid JSON: Expecting ':' delimiter"),
         ('[{"a": 1} {"a": 2}, {"a": 3}]', "f, row 2: not valid JSON: Expecting ','"),
         ('[{"a": 1},, {"a": 22222222}]', "f, row 2: not valid JSON: Expecting value"),

@@ -3,7 +3,8 @@
 import pytest
 
 from pars.errors import DataError
-from pars.learn.data.sources import SOURCES, Exchange, records_source
+from pars.learn.data.records import Exchange, RecordReader
+from pars.learn.data.sources import SOURCES, records_source
 
 
 def exchanges(source, row):
@@ -100,7 +101,7 @@ def test_settings_are_those_of_pars():
         ({"response_tokens": 9}, (None, None, None), None, ("", 9), "tokens"),
         ({"answer": "a b", "length": 9}, (None, None, None), None, ("a b", 9), "tokens"),
         ({"chars": 9}, (None, None, "chars"), None, ("", 9), "characters"),
-        ({"length": None, "answer": "a b"}, (None, None, None), None, ("", None), "tokens"),
+        ({"length": None, "answer": "a b"}, (None, None, None), None, None, "tokens"),
         # Asking for a unit or an answer field has the text counted, unless a length is asked for.
         ({"answer": "a b", "length": 9}, (None, None, None), "words", ("a b", None), "words"),
         ({"text": "a b", "length": 9}, (None, "text", None), None, ("a b", None), "words"),
@@ -111,19 +112,18 @@ def test_settings_are_those_of_pars():
 def test_records_use_lengths_or_count_text(row, names, unit, expected, expected_unit):
     """Which of length and text counts follows from what is there and what is asked for."""
     row = {"prompt": "p", **row}
-    source = records_source(row, "file", 1, names, unit)
-    [exchange] = source.exchanges_of(row, "file", 1)
+    reader, _ = RecordReader.settled(iter([(1, row)]), "file", names=names, length_unit=unit)
+    exchange = reader(row, 1)
 
-    assert (exchange.answer, exchange.length) == expected
-    assert source.length_unit == expected_unit
+    assert exchange is None if expected is None else (exchange.answer, exchange.length) == expected
+    assert reader.left_out == ({"no answer": 1} if expected is None else {})
+    assert records_source(reader).length_unit == expected_unit
 
 
 def test_records_carry_category_and_model():
     """Category and model come along where a row has them."""
     row = {"prompt": "p", "length": 1, "category": "math", "model": "m"}
-    source = records_source(row, "file", 1, (None, None, None), None)
+    reader, _ = RecordReader.settled(iter([(1, row)]), "file")
 
-    assert list(source.exchanges_of(row, "file", 1)) == [Exchange("p", "", 1, "math", "m")]
-    assert list(source.exchanges_of({"prompt": "q", "length": 2}, "file", 2)) == [
-        Exchange("q", "", 2)
-    ]
+    assert reader(row, 1) == Exchange("p", "", 1, "math", "m")
+    assert reader({"prompt": "q", "length": 2}, 2) == Exchange("q", "", 2)

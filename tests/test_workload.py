@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from pars.cli.main import commands
 from pars.errors import DataError, ParsError
-from pars.prove.workload.arrivals import gamma, mean_rate, poisson, read_trace, scaled
+from pars.prove.workload.arrivals import gamma, mean_rate, poisson, scaled
 from pars.prove.workload.make_workload import WorkloadPlan, make_workload
+from pars.prove.workload.traces import read_trace
 from pars.prove.workload.workload import WorkloadRequest, read_workload, write_workload
 
 
@@ -183,9 +184,15 @@ def test_a_trace_with_records_gives_arrivals_only(trace, records):
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("arrival_s,input_tokens\n0,1\n", "row 1: lacks output_tokens"),
-        ("arrival_s,input_tokens,output_tokens\n0,1,2\nx,1,2\n", "row 3: .* not 'x, 1, 2'"),
-        ("arrival_s,input_tokens,output_tokens\n2,1,2\n1,1,2\n", "row 3: arrives at 1.0 s"),
+        ("arrival_s,input_tokens\n0,1\n", "has no column output_tokens .* its columns: arrival_s"),
+        (
+            "arrival_s,input_tokens,output_tokens\n0,1,2\nx,1,2\n",
+            "row 2: column 'arrival_s' must be a number or a date, not 'x'",
+        ),
+        (
+            "arrival_s,input_tokens,output_tokens\n0,1.5,2\n",
+            "row 1: column 'input_tokens' must be a whole number of tokens, not '1.5'",
+        ),
         ("arrival_s,input_tokens,output_tokens\n", "has no requests"),
     ],
 )
@@ -196,6 +203,74 @@ def test_a_trace_with_a_fault_is_named(tmp_path, text, problem):
 
     with pytest.raises(DataError, match=problem):
         read_trace(path)
+
+
+REQUESTS = [(0.0, 374, 44), (0.25, 12, 109), (1.5, 4001, 1), (61.0, 88, 300)]
+AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens"
+BURST = "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type"
+
+
+def lines_of(row_of, head=""):
+    return head + "\n" * bool(head) + "".join(f"{row_of(*it)}\n" for it in REQUESTS)
+
+
+TRACES = {
+    "own": lines_of(lambda t, i, o: f"{t + 5},{i},{o}", "arrival_s,input_tokens,output_tokens"),
+    "floats": lines_of(lambda t, i, o: f"{t},{i}.0,{o}.0", "arrival_s,input_tokens,output_tokens"),
+    "azure 2023": lines_of(
+        lambda t, i, o: (
+            f"2023-11-16 {17 + (t > 60)}:{59 - 59 * (t > 60):02d}:{t % 60:010.7f},{i},{o}\r"
+        ),
+        AZURE + "\r",
+    ),
+    "azure 2024": lines_of(
+        lambda t, i, o: f"2024-05-12 00:{t // 60:02.0f}:{t % 60:09.6f}+00:00,{i},{o}", AZURE
+    ),
+    "burst": lines_of(lambda t, i, o: f"{t},GPT-4,{i},{o},{i + o},API log", BURST),
+    "mooncake": lines_of(
+        lambda t, i, o: json.dumps(
+            {"timestamp": int(t * 1000), "input_length": i, "output_length": o, "hash_ids": [1]}
+        )
+    ),
+    "qwen": lines_of(
+        lambda t, i, o: json.dumps(
+            {"chat_id": 1, "timestamp": t, "input_length": i, "output_length": o, "hash_ids": [1]}
+        )
+    ),
+    "epoch ms": lines_of(
+        lambda t, i, o: f"{1.7e12 + t * 1000:.0f};{i};{o}",
+        "created_at;prompt_tokens;completion_tokens",
+    ),
+    "epoch ns": lines_of(
+        lambda t, i, o: f"{1700000000 * 10**9 + int(t * 10**9)}\t{i}\t{o}",
+        "start_time\tprompt_tokens\tcompletion_tokens",
+    ),
+}
+
+
+@pytest.mark.parametrize("wrap", [bytes, gzip.compress, lambda text: b"\xef\xbb\xbf" + text])
+@pytest.mark.parametrize("name", TRACES)
+def test_published_traces_are_read_in_their_own_columns(tmp_path, name, wrap):
+    """Four requests, seconds from the first, whatever the columns, the dates and the packing."""
+    path = tmp_path / "trace"
+    path.write_bytes(wrap(TRACES[name].encode()))
+
+    trace = read_trace(path)
+
+    assert [round(at, 3) for at in trace.arrivals_s] == [at for at, _, _ in REQUESTS]
+    assert trace.input_tokens == [tokens for _, tokens, _ in REQUESTS]
+    assert trace.output_tokens == [tokens for _, _, tokens in REQUESTS]
+
+
+def test_a_trace_of_the_newest_first_is_put_in_order(tmp_path):
+    """As log viewers export; how many moved is said. An empty cell is a request without tokens."""
+    path = tmp_path / "trace.csv"
+    path.write_text("startTime,prompt_tokens,completion_tokens\n9,1,2\n7,3,\n4,5,6\n")
+
+    facts, requests = made(trace=path, arrivals="trace")
+
+    assert [(it.arrival_s, it.output_tokens) for it in requests] == [(0.0, 6), (5.0, 2)]
+    assert (facts["num_out_of_order"], facts["num_skipped_empty"]) == (2, 1)
 
 
 def test_poisson_and_gamma_intervals_have_the_mean_and_spread_asked_for():

@@ -39,12 +39,14 @@ def conditions(where: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
 @click.command()
 @click.argument("source", type=click.Choice(SOURCE_NAMES))
 @click.option("--output-dir", type=FOLDER, required=True, help="Where the files are written.")
-@click.option("--input", type=click.Path(path_type=Path), help="JSON, JSONL, Parquet, or a .gz.")
+@click.option(
+    "--input", type=click.Path(path_type=Path), help="JSON, JSONL, CSV, Parquet, or a .gz."
+)
 @click.option("--dataset", help="Another Hub dataset of this shape, or a local dataset folder.")
 @click.option("--revision", help="Branch, tag or commit of the Hub dataset.")
 @click.option("--allow-truncated", is_flag=True, help="Keep the whole rows of a file cut short.")
 @click.option("--where", multiple=True, metavar="FIELD=VALUE", help="Keep only such rows; repeats.")
-@click.option("--prompt-field", help="Of records: its field.  [default: prompt, else messages]")
+@click.option("--prompt-field", help="Of records: its field, as a.b.c.  [default: found]")
 @click.option("--answer-field", help="Of records: the answer's text.  [default: found]")
 @click.option("--length-field", help="Of records: the answer's length.  [default: found]")
 @option("--length-unit", click.Choice(LENGTH_UNITS), "by source", "How answers are measured.")

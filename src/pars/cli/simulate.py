@@ -25,7 +25,7 @@ _RECORD_OPTIONS = (
     click.option(
         "--records", type=PATH, help="Prompts with answers or answer lengths, a line each."
     ),
-    click.option("--prompt-field", help="The prompt's field.  [default: prompt, else messages]"),
+    click.option("--prompt-field", help="The prompt's field, as a.b.c.  [default: found]"),
     click.option("--answer-field", help="The answer's text, to be counted.  [default: found]"),
     click.option("--length-field", help="The answer's length.  [default: found]"),
     click.option(
@@ -97,7 +97,8 @@ def named_folders(given: Sequence[str]) -> dict[str, Path]:
 @click.option(
     "--trace",
     type=PATH,
-    help="CSV arrival_s,input_tokens,output_tokens. With --records it only says when.",
+    help="Arrivals and tokens: CSV, JSON lines or Parquet, in the columns of Azure's, BurstGPT's or"
+    " Mooncake's traces or of a log. With --records it only says when.",
 )
 @click.option("--output", type=PATH, required=True, help="The workload, as JSON lines.")
 def workload(output: Path, where: tuple[str, ...], arrivals: str | None, **asked: Any) -> None:
@@ -120,10 +121,14 @@ def _described(facts: dict[str, Any]) -> str:
         parts.append(f"{facts['num_prompts']:,} prompts")
     parts.append(f"{rate:g} a second ({facts['arrivals']})" if rate else "all at once")
     parts.append(f"lengths from {facts['lengths_from']}")
-    if facts.get("num_skipped_empty"):
+    for reason, count in facts.get("left_out", {}).items():
+        parts.append(f"left out: {count:,} ({reason})")
+    if facts.get("num_skipped_empty") and "left_out" not in facts:
         parts.append(f"{facts['num_skipped_empty']:,} rows without an answer left out")
     if facts.get("num_skipped_long"):
         parts.append(f"{facts['num_skipped_long']:,} longer prompts left out")
+    if facts.get("num_out_of_order"):
+        parts.append(f"{facts['num_out_of_order']:,} rows put into the order of their times")
     return "; ".join(parts)
 
 

@@ -16,7 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from pars.errors import DataError
-from pars.learn.data.rows import field_of, kind_of, prompt_field_in, read_rows
+from pars.learn.data.chats import NotUnderstood, WrongShape, asked_again, asked_in
+from pars.learn.data.fields import field_of, kind_of
+from pars.learn.data.layouts import prompt_field_in
+from pars.learn.data.rows import read_rows
 from pars.request.conversation import message_of, prompt_of, without_answer
 
 APIS = ("chat", "completions")
@@ -65,8 +68,16 @@ def _values(path: Path, prompt_field: str | None) -> Iterator[Any]:
     if path.suffix == ".txt":
         yield from filter(str.strip, _lines(path))
         return
+    name = prompt_field
     for number, row in enumerate(read_rows(path), 1):
-        yield field_of(row, prompt_field or prompt_field_in(row), path, number)
+        name = name or prompt_field_in(row)
+        value = field_of(row, name, path, number)
+        try:
+            asked = asked_in(value)
+        except (NotUnderstood, WrongShape) as error:
+            told = error if isinstance(error, NotUnderstood) else f"must be {error}"
+            raise DataError.at(path, f"field {name!r}: {told}", row=number) from None
+        yield asked if asked is not None else value
 
 
 def _lines(path: Path) -> list[str]:
@@ -88,9 +99,7 @@ def _asked(value: Any, path: Path, number: int) -> tuple[str | list[dict[str, An
     if not isinstance(value, list):
         problem = f"its prompt must be text or chat messages, not {kind_of(value)}"
         raise DataError.at(path, problem, row=number)
-    messages = [dict(one) for one in value if isinstance(one, dict)]
-    if len(messages) < len(value) or not all(isinstance(m.get("role"), str) for m in messages):
-        raise DataError.at(path, "its messages must be a list of {role, content}", row=number)
+    messages = list(map(asked_again, value))
     messages = without_answer(messages)
     prompt = prompt_of(messages)
     if prompt is None:

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from pars.errors import DataError, MissingExtra, ParsError
-from pars.learn.data.rows import field_of, first_line, is_wanted
-from pars.learn.data.sources import NumberedRows, Where
+from pars.learn.data.fields import field_of, is_wanted
+from pars.learn.data.records import NumberedRows
+from pars.learn.data.sources import Where
+from pars.learn.data.tables import first_line
 
 HUB_TIMEOUT_S = 5.0
 _ROWS_PER_LOOK = 10_000

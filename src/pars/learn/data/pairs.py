@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 
 from pars.errors import DataError
 from pars.files import utf8
-from pars.learn.data.records import (
+from pars.learn.data.pair_files import (
     PAIRS_CLOSE,
     PAIRS_LABEL,
     PAIRS_MIDDLE,
     PAIRS_NEXT,
     PAIRS_OPEN,
-    Row,
 )
+from pars.learn.data.records import Row
 
 TRIES_PER_PAIR = 10
 

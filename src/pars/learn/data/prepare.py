@@ -23,6 +23,7 @@ from typing import IO, Any, TypeVar, cast
 from pars import __version__
 from pars.errors import DataError, ParsError
 from pars.files import utf8, written_whole
+from pars.learn.data.chats import NotUnderstood
 from pars.learn.data.hub import hub_rows, load_tokenizer
 from pars.learn.data.pairs import (
     Indices,
@@ -33,8 +34,8 @@ from pars.learn.data.pairs import (
     write_pairs,
 )
 from pars.learn.data.prepare_config import NO_TOKENIZER, PrepareConfig
-from pars.learn.data.records import Row
-from pars.learn.data.sources import SOURCES, Exchange, Source, file_rows, records_source
+from pars.learn.data.records import Exchange, RecordReader, Row, told_of
+from pars.learn.data.sources import SOURCES, Source, file_rows, records_source
 from pars.request.conversation import message_of
 
 _TEXTS_PER_ENCODE = 1_000
@@ -54,7 +55,7 @@ def prepare(config: PrepareConfig, output_dir: Path) -> dict[str, Any]:
     """
     tokenizer = load_tokenizer(config.tokenizer) if config.tokenizer else None
     counts: Counter[str] = Counter()
-    source, exchanges = _read(config, counts)
+    source, exchanges, left_out = _read(config, counts)
     config = _settled(config, source)
     lengths_of = _length_counter(config.length_unit, tokenizer)
     num_pairs = {"train": config.train_num_pairs or 0, "val": config.val_num_pairs or 0}
@@ -85,7 +86,7 @@ def prepare(config: PrepareConfig, output_dir: Path) -> dict[str, Any]:
     report = {
         **asdict(config),
         "input": str(config.input) if config.input else None,
-        "counts": {**counts, **split_counts},
+        "counts": {**counts, "left_out": dict(left_out.most_common()), **split_counts},
         "files": [*plan, "prepare.json"],
         "versions": _versions(),
     }
@@ -93,7 +94,9 @@ def prepare(config: PrepareConfig, output_dir: Path) -> dict[str, Any]:
     return report
 
 
-def _read(config: PrepareConfig, counts: Counter[str]) -> tuple[Source, list[Exchange]]:
+def _read(
+    config: PrepareConfig, counts: Counter[str]
+) -> tuple[Source, list[Exchange], Counter[str]]:
     source = SOURCES.get(config.source)
     where = (source.where if source else ()) + config.where
     if config.input:
@@ -111,19 +114,30 @@ def _read(config: PrepareConfig, counts: Counter[str]) -> tuple[Source, list[Exc
         raise DataError.at(
             at, f"none of its {num_rows:,} rows has {asked}" if num_rows else "has no rows"
         )
+    rows, left_out = chain([first], rows), Counter[str]()
     if source is None:
         names = (config.prompt_field, config.answer_field, config.length_field)
-        source = records_source(first[1], at, first[0], names, config.length_unit)
+        reader, rows = RecordReader.settled(
+            rows, at, names=names, length_unit=config.length_unit, left_out=left_out
+        )
+        source = records_source(reader)
     exchanges: list[Exchange] = []
     num_rows = 0
-    for number, row in _shown(chain([first], rows), "Reading rows"):
-        exchanges += source.exchanges_of(row, at, number)
+    for number, row in _shown(rows, "Reading rows"):
         num_rows += 1
+        num_before, num_left_out = len(exchanges), left_out.total()
+        try:
+            exchanges += source.exchanges_of(row, at, number)
+        except NotUnderstood as reason:
+            left_out[str(reason)] += 1
+        if len(exchanges) == num_before and left_out.total() == num_left_out:
+            left_out["no message that is answered"] += 1
     counts["rows_unwanted"] = counts["rows_read"] - num_rows
     counts["exchanges"] = len(exchanges)
     if not exchanges:
-        raise DataError.at(at, f"none of its {num_rows:,} rows has a prompt that is answered")
-    return source, exchanges
+        problem = f"none of its {num_rows:,} rows has a prompt that is answered"
+        raise DataError.at(at, f"{problem}: {told_of(left_out)}")
+    return source, exchanges, left_out
 
 
 def _settled(config: PrepareConfig, source: Source) -> PrepareConfig:
@@ -258,7 +272,11 @@ def render_report(report: dict[str, Any], output_dir: Path) -> str:
     unwanted = ", ".join(f"{name}={value}" for name, value in report["where"])
     if unwanted:
         lines.append(f"{f'without {unwanted}':<26}{counts['rows_unwanted']:>10,}")
-    if counts["exchanges"] != counts["rows_read"] - counts["rows_unwanted"]:
+    lines += [
+        f"{f'left out: {reason}':<26}{count:>10,}" for reason, count in counts["left_out"].items()
+    ]
+    num_read = counts["rows_read"] - counts["rows_unwanted"] - sum(counts["left_out"].values())
+    if counts["exchanges"] != num_read:
         lines.append(f"{'prompts with answers':<26}{counts['exchanges']:>10,}")
     if "bytes_cut_off" in counts:
         lines.append(f"{'bytes cut off at the end':<26}{counts['bytes_cut_off']:>10,}")

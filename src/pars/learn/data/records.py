@@ -1,45 +1,57 @@
 """
-What the learn lane reads: prompts with answer lengths, and pairs of prompts.
+A row of a log as a prompt with its answer: the one reader for preparing, training, evaluating,
+collecting and replaying.
 
-`read_data` takes train_data.json, val_data.json or a user's own records, `read_pairs` a pair file.
+    reader, rows = RecordReader.settled(numbered_rows, path)     # finds out where things stand
+    for number, row in rows:
+        exchange = reader(row, number)                           # None: left out, and counted
+    reader.left_out                                              # {"failed request": 3}
+
+Which field holds what is settled once, from the first rows: by the names that were asked for, else
+by the known ones of `layouts`.
 """
 
-import json
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, NamedTuple
 
 from pars.errors import DataError
-from pars.learn.data.rows import (
-    field_of,
-    is_wanted,
-    kind_of,
-    length_of,
-    prompt_field_in,
-    prompt_in,
-    read_rows,
-    text_of,
+from pars.learn.data.chats import (
+    Answer,
+    Message,
+    NotUnderstood,
+    WrongShape,
+    answer_in,
+    answer_of_chat,
+    asked_in,
+    prompt_in_chat,
 )
+from pars.learn.data.fields import is_wanted, kind_of, length_of, text_of
+from pars.learn.data.layouts import Fields, failure_in, unit_of
+from pars.learn.data.rows import read_rows
 from pars.outcomes.records import CUT_SHORT
-from pars.request.conversation import message_of
+from pars.request.conversation import message_of, with_note, without_answer
 
-__all__ = ["Fields", "PairFile", "Row", "read_data", "read_pairs", "read_rows"]
+ROWS_LOOKED_AT = 100
+ANSWERS_BEFORE = "answers_before"
+NO_PROMPT, NO_ANSWER = "no prompt", "no answer"
+_BODIES = ("", "response.body.", "response.", "response_body.", "responseBody.")
+PROMPT_TOKENS = (
+    *("prompt_tokens", "input_tokens", "promptTokens", "usage.input", "usageDetails.input"),
+    *(f"{it}usage.{name}" for it in _BODIES for name in ("prompt_tokens", "input_tokens")),
+)
+LIMITS = tuple(
+    it + name
+    for it in ("", "request.body.", "request.", "body.", "request_body.", "requestBody.")
+    for name in ("max_tokens", "max_completion_tokens")
+)
 
-ANSWER_FIELDS = ("answer", "response", "output", "answer_content")
-LENGTH_FIELDS = ("answer_length", "answer_tokens", "response_tokens", "output_tokens", "length")
-
-# The layout of a pair file, as json.dump(indent=2) writes it. No JSON text holds a raw newline,
-# so these bytes can only stand where they mean what they say.
-PAIRS_OPEN = b'[\n  {\n    "prompt_A": '
-PAIRS_MIDDLE = b',\n    "prompt_B": '
-PAIRS_LABEL = b',\n    "label": '
-PAIRS_NEXT = b'\n  },\n  {\n    "prompt_A": '
-PAIRS_CLOSE = b"\n  }\n]"
+NumberedRows = Iterator[tuple[int, Mapping[str, Any]]]
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,42 +81,172 @@ class Row:
         return self.finish_reason in CUT_SHORT
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class PairFile:
-    """Pairs by index: pair k says whether prompts[index_a[k]] has the longer answer (label 1)."""
+class Exchange(NamedTuple):
+    """A prompt and its answer as a source has them; `length` only where the row itself tells it."""
 
-    prompts: list[str]
-    index_a: NDArray[np.int64]
-    index_b: NDArray[np.int64]
-    labels: NDArray[np.int8]
+    prompt: str
+    answer: str
+    length: float | None = None
+    category: str | None = None
+    model: str | None = None
+    finish_reason: str | None = None  # of a record: whether its answer was cut short
+
+    def as_row(self, task_id: int | str) -> Row:
+        """The row that it becomes; without a length, its answer's whitespace words are counted."""
+        prompt, answer, length, *known = self
+        return Row(
+            task_id, prompt, len(answer.split()) if length is None else length, answer, *known
+        )
 
 
 @dataclass(frozen=True, slots=True)
-class Fields:
-    """The names under which a file of records keeps prompt, answer text and answer length."""
+class RecordReader:
+    """
+    Reads rows whose fields are known.
 
-    prompt: str
-    answer: str | None
-    length: str | None
+    Attributes:
+        unit: Of the lengths that `reader` gives: those of the rows, or of the answers' texts where
+            `fields.length` is None.
+        left_out: How many rows were left out, by reason.
+    """
+
+    fields: Fields
+    at: Path | str
+    unit: str | None
+    left_out: Counter[str] = field(default_factory=Counter)
 
     @classmethod
-    def found_in(
+    def settled(
         cls,
-        row: Mapping[str, Any],
+        rows: NumberedRows,
         at: Path | str,
-        number: int,
         *,
-        prompt: str | None = None,
-        answer: str | None = None,
-        length: str | None = None,
-    ) -> "Fields":
-        """The names given, else the first known ones that `row`, the first wanted, has."""
-        answer = answer or next((name for name in ANSWER_FIELDS if name in row), None)
-        length = length or next((name for name in LENGTH_FIELDS if name in row), None)
-        if answer is None and length is None:
-            known = ", ".join(ANSWER_FIELDS + LENGTH_FIELDS)
-            raise DataError.at(at, f"no answer and no length: expected one of {known}", row=number)
-        return cls(prompt or prompt_field_in(row), answer, length)
+        names: tuple[str | None, str | None, str | None] = (None, None, None),
+        length_unit: str | None = None,
+        left_out: Counter[str] | None = None,
+    ) -> tuple["RecordReader", NumberedRows]:
+        """
+        Look at the first rows; give the reader, and all rows.
+
+        Lengths the rows hold are used as they are, unless a unit or an answer field is asked for
+        and no length field: then the answer's text is counted.
+
+        Args:
+            names: Those asked for, of the fields of prompt, answer and length.
+
+        Raises:
+            DataError: no field is found, or one looks like a wrong one.
+        """
+        looked_at = list(islice(rows, ROWS_LOOKED_AT))
+        fields = Fields.found_in(looked_at, at, *names)
+        counts_text = fields.has_answer and not names[2] and (names[1] or length_unit)
+        if counts_text or fields.length is None:
+            fields = Fields(fields.prompt, fields.answer, None)
+        unit = length_unit
+        if unit is None and fields.length:
+            unit = unit_of(fields.length, at, looked_at)
+        return cls(fields, at, unit, Counter() if left_out is None else left_out), chain(
+            looked_at, rows
+        )
+
+    def __call__(self, row: Mapping[str, Any], number: int) -> Exchange | None:
+        """
+        The row's prompt and answer; None where it is left out, which is counted.
+
+        Raises:
+            DataError: a field has the wrong type.
+        """
+        try:
+            exchange = self._exchange(row, number)
+        except NotUnderstood as reason:
+            self.left_out[str(reason)] += 1
+            return None
+        if (failure := failure_in(row)) and (not exchange.answer and not exchange.length):
+            self.left_out[failure] += 1
+            return None
+        if not exchange.prompt.strip():
+            self.left_out[NO_PROMPT] += 1
+            return None
+        if exchange.length is None and (self.fields.length or not exchange.answer):
+            self.left_out[NO_ANSWER] += 1
+            return None
+        return exchange
+
+    def _exchange(self, row: Mapping[str, Any], number: int) -> Exchange:
+        asked, answer = self.asked(row, number), None
+        if self.fields.answer is not None:
+            answer = self._answer(row, number)
+        elif self.fields.length is None and isinstance(asked, list):
+            before, answer = answer_of_chat(asked)
+            asked = before if answer else asked
+        length = None
+        if self.fields.length:
+            length = length_of(row, self.fields.length, self.at, number)
+            length = self.fields.whole_length(row, length)
+        category, model, finish_reason = (
+            text_of(row, name, self.at, number) or None if name in row else None
+            for name in ("category", "model", "finish_reason")
+        )
+        prompt = self.prompt(row, asked, number)
+        text = answer.text if answer else ""
+        finish_reason = finish_reason or (answer.finish_reason if answer else None)
+        return Exchange(prompt, text, length, category, model, finish_reason)
+
+    def asked(self, row: Mapping[str, Any], number: int) -> str | list[Message] | None:
+        """What was asked, as text or messages, with its answer if a chat ends with it."""
+        name = self.fields.prompt
+        try:
+            asked = asked_in(self.fields.value(row, name))
+        except WrongShape as error:
+            raise DataError.at(self.at, f"field {name!r} must be {error}", row=number) from None
+        extra = row.get("input") if name == "instruction" else None
+        if isinstance(asked, str) and isinstance(extra, str):  # Alpaca's
+            asked = f"{asked.strip()} {extra.strip()}".strip()
+        return asked
+
+    def prompt(self, row: Mapping[str, Any], asked: str | list[Message] | None, number: int) -> str:
+        """
+        What a ranker reads of what was asked, behind a note of the answers before it.
+
+        A chat tells them itself; before a text, `answers_before` may tell their characters.
+        """
+        if isinstance(asked, list):
+            return prompt_in_chat(without_answer(asked)) or ""
+        before = row.get(ANSWERS_BEFORE)
+        if before is None:
+            return asked or ""
+        if not isinstance(before, list) or not all(map(_is_count, before)):
+            problem = (
+                f"field {ANSWERS_BEFORE!r} must be a list of whole numbers: characters of answers"
+            )
+            raise DataError.at(self.at, problem, row=number)
+        return with_note(asked, before) if asked else ""
+
+    def _answer(self, row: Mapping[str, Any], number: int) -> Answer | None:
+        name = self.fields.answer or ""
+        try:
+            return answer_in(self.fields.value(row, name))
+        except WrongShape as error:
+            raise DataError.at(self.at, f"field {name!r} must be {error}", row=number) from None
+
+
+def prompt_tokens_in(row: Mapping[str, Any], at: Path | str, number: int) -> float | None:
+    """The prompt's tokens where the row counts them."""
+    return _first_number(PROMPT_TOKENS, row, at, number)
+
+
+def limit_in(row: Mapping[str, Any], at: Path | str, number: int) -> float | None:
+    """The client's own limit on the answer's tokens, where the row has the request."""
+    return _first_number(LIMITS, row, at, number)
+
+
+def _first_number(
+    names: tuple[str, ...], row: Mapping[str, Any], at: Path | str, number: int
+) -> float | None:
+    for name in names:
+        if (length := length_of(row, name, at, number)) is not None:
+            return length
+    return None
 
 
 def read_data(
@@ -119,128 +261,74 @@ def read_data(
     Prompts and answer lengths from train_data.json, val_data.json or a file of records.
 
     Rows are named by `task_id`, else `id`, else their place from 0; where they hold an answer text
-    and no length, its whitespace words are counted.
+    and no length, its whitespace words are counted. Rows that are left out are told in the log.
 
     Raises:
-        DataError: a row lacks a field, a field has the wrong type, or no row is left.
+        DataError: no row has a field, a field has the wrong type, or no row is left.
     """
-    fields, rows = None, []
-    for number, row in enumerate(read_rows(path), 1):
-        if not is_wanted(row, where, path, number):
-            continue
-        fields = fields or Fields.found_in(
-            row, path, number, prompt=prompt_field, answer=answer_field, length=length_field
-        )
-        rows.append(data_row(row, fields, path, number))
-    if not rows:
-        asked = " and ".join(f"{name}={wanted}" for name, wanted in where)
+    names = (prompt_field, answer_field, length_field)
+    return [row for _, row in read_records(path, names=names, where=where)]
+
+
+def read_records(
+    path: Path,
+    *,
+    names: tuple[str | None, str | None, str | None] = (None, None, None),
+    where: Iterable[tuple[str, str]] = (),
+) -> Iterator[tuple[Mapping[str, Any], Row]]:
+    """`read_data`, one row at a time, each beside the row of the file that it was read from."""
+    where = tuple(where)
+    wanted = (
+        (number, row)
+        for number, row in enumerate(read_rows(path), 1)
+        if is_wanted(row, where, path, number)
+    )
+    first = next(wanted, None)
+    if first is None:
+        asked = " and ".join(f"{name}={value}" for name, value in where)
         raise DataError.at(path, f"has no row with {asked}" if asked else "has no rows")
-    return rows
+    reader, rows = RecordReader.settled(chain([first], wanted), path, names=names)
+    num_read = 0
+    for number, values in rows:
+        task_id = _task_id(values, path, number)
+        if exchange := reader(values, number):
+            num_read += 1
+            yield values, exchange.as_row(task_id)
+    if not num_read:
+        raise DataError.at(path, f"no row is left: {told_of(reader.left_out)}")
+    if reader.left_out:
+        _log.warning("%s: left out %s", path, told_of(reader.left_out))
 
 
-def data_row(row: Mapping[str, Any], fields: Fields, path: Path, number: int) -> Row:
-    answer = text_of(row, fields.answer, path, number) if fields.answer else ""
-    length = length_of(row, fields.length, path, number) if fields.length else len(answer.split())
-    if length is None:
-        raise DataError.at(path, f"field {fields.length!r} must be a number, not null", row=number)
-    task_id = row.get("task_id", row.get("id", number - 1))
+def told_of(left_out: Mapping[str, int]) -> str:
+    """Reasons with their numbers of rows, the most frequent first."""
+    by_count = sorted(left_out.items(), key=lambda item: -item[1])
+    return ", ".join(f"{count:,} ({reason})" for reason, count in by_count)
+
+
+def _task_id(row: Mapping[str, Any], path: Path, number: int) -> int | str:
+    task_id = row.get("task_id", row.get("id"))
+    if task_id is None:
+        return number - 1
     if not isinstance(task_id, int | str):
         problem = f"its task_id or id must be text or a whole number, not {kind_of(task_id)}"
         raise DataError.at(path, problem, row=number)
-    category, model, finish_reason = (
-        text_of(row, name, path, number) or None if name in row else None
-        for name in ("category", "model", "finish_reason")
-    )
-    prompt = prompt_in(row, fields.prompt, path, number)
-    return Row(task_id, prompt, length, answer, category, model, finish_reason)
+    return task_id
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def length_unit_of(data_file: Path) -> str:
     """
-    The unit that `pars prepare` noted beside its files.
+    The unit of a file's lengths: what `pars prepare` noted beside it, else by name and text.
 
-    Without such a note it is words where `read_data` counts them, and tokens where rows hold a
-    length, which is what logs of language models hold.
-    """
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        note = json.loads((data_file.parent / "prepare.json").read_text(encoding="utf-8"))
-        return str(note["length_unit"])
-    with suppress(DataError):
-        first = next(iter(read_rows(data_file)), {})
-        return "tokens" if any(name in first for name in LENGTH_FIELDS) else "words"
-    return "tokens"
-
-
-def read_pairs(path: Path) -> PairFile:
-    """
-    The pairs of a pair file, each distinct prompt once.
-
-    Raises:
-        DataError: a row lacks prompt_A, prompt_B or label, or one has the wrong type.
-    """
-    return _parse_pairs(path) or _pairs_by_row(path)
-
-
-def _pairs_by_row(path: Path) -> PairFile:
-    ids: dict[str, int] = {}
-    index_a: list[int] = []
-    index_b: list[int] = []
-    labels: list[int] = []
-    for number, row in enumerate(read_rows(path), 1):
-        for name, index in (("prompt_A", index_a), ("prompt_B", index_b)):
-            prompt = text_of(row, name, path, number)
-            index.append(ids.setdefault(prompt, len(ids)))
-        label = field_of(row, "label", path, number)
-        if label not in (0, 1) or not isinstance(label, int) or isinstance(label, bool):
-            raise DataError.at(path, f"field 'label' must be 0 or 1, not {label!r}", row=number)
-        labels.append(label)
-    if not labels:
-        raise DataError.at(path, "has no pairs")
-    return _pair_file(list(ids), index_a, index_b, labels)
-
-
-def _parse_pairs(path: Path) -> PairFile | None:
-    """
-    The pairs of a file in PARS's very layout, without building a dict a pair; else None.
-
-    About twice as fast as json.loads and in a fraction of its memory: prompts are compared as
-    bytes, and each distinct one is decoded once.
+    It is words where `read_data` counts them, and tokens where nothing else can be told.
     """
     try:
-        data = path.read_bytes()
-    except OSError:
-        return None
-    if not data.startswith(PAIRS_OPEN):
-        return None
-    ids: dict[bytes, int] = {}
-    index_a, index_b, labels = [], [], bytearray()
-    position = len(PAIRS_OPEN)
-    while True:
-        middle = data.find(PAIRS_MIDDLE, position)
-        end = data.find(PAIRS_LABEL, middle)
-        if middle < 0 or end < 0:
-            return None
-        index_a.append(ids.setdefault(data[position:middle], len(ids)))
-        index_b.append(ids.setdefault(data[middle + len(PAIRS_MIDDLE) : end], len(ids)))
-        position = end + len(PAIRS_LABEL)
-        labels += data[position : position + 1]
-        position += 1
-        if not data.startswith(PAIRS_NEXT, position):
-            break
-        position += len(PAIRS_NEXT)
-    if data[position:].strip() != PAIRS_CLOSE.strip() or not set(labels) <= set(b"01"):
-        return None
-    try:
-        prompts = [json.loads(encoded) for encoded in ids]
-    except ValueError:
-        return None
-    if not all(isinstance(prompt, str) for prompt in prompts) or len(set(prompts)) < len(prompts):
-        return None  # the second: one prompt, escaped in two ways
-    return _pair_file(prompts, index_a, index_b, [label - ord("0") for label in labels])
-
-
-def _pair_file(
-    prompts: list[str], index_a: list[int], index_b: list[int], labels: list[int]
-) -> PairFile:
-    a, b = np.array(index_a, dtype=np.int64), np.array(index_b, dtype=np.int64)
-    return PairFile(prompts, a, b, np.array(labels, dtype=np.int8))
+        rows = enumerate(read_rows(data_file), 1)
+        reader, _ = RecordReader.settled(rows, data_file)
+    except DataError:
+        return "tokens"
+    return reader.unit or ("tokens" if reader.fields.length else "words")

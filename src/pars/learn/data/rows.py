@@ -1,5 +1,6 @@
 """
-Rows of files: JSON arrays, JSON lines and Parquet, plain or gzipped, told apart by content.
+Rows of files: JSON arrays, JSON lines, CSV, Parquet and Arrow, plain or gzipped, told apart by
+content.
 
 One row is in memory at a time, whatever the file's size. Every error names the file, the row
 (counted from 1) and the field.
@@ -7,19 +8,25 @@ One row is in memory at a time, whatever the file's size. Every error names the 
 
 import codecs
 import gzip
+import io
 import json
-import math
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
-from pars.errors import DataError, MissingExtra
-from pars.request.conversation import prompt_of, with_note, without_answer
+from pars.errors import DataError
+from pars.learn.data.fields import kind_of
+from pars.learn.data.tables import (
+    ARROW_FILE,
+    ARROW_STREAM,
+    PARQUET,
+    arrow_rows,
+    csv_rows,
+    delimiter_of,
+)
 
 OnCut = Callable[[int], None]
-
-PROMPT, MESSAGES, ANSWERS_BEFORE = "prompt", "messages", "answers_before"
 
 _CHUNK_BYTES = 1 << 20
 _NEAR_END_CHARS = 10  # a literal or an escape that is cut fails this close to the end
@@ -30,7 +37,7 @@ _raw_decode = json.JSONDecoder().raw_decode
 
 def read_rows(path: Path, *, on_cut: OnCut | None = None) -> Iterator[dict[str, Any]]:
     """
-    The rows of a JSON array, JSON-lines or Parquet file, one at a time; gzip is undone.
+    The rows of a file in any of these formats, one at a time; gzip is undone.
 
     Args:
         on_cut: told how many bytes were dropped when a JSON file ends inside a row; without it
@@ -56,6 +63,9 @@ def read_rows(path: Path, *, on_cut: OnCut | None = None) -> Iterator[dict[str, 
 
 def _elements(file: IO[bytes], path: Path, on_cut: OnCut | None) -> Iterator[Any]:
     start = file.read(_CHUNK_BYTES)
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # as Windows tools like it
+        file = io.BytesIO(_from_utf16(start + file.read(), path))
+        start = file.read(_CHUNK_BYTES)
     file.seek(len(codecs.BOM_UTF8) if start.startswith(codecs.BOM_UTF8) else 0)
     start = start.removeprefix(codecs.BOM_UTF8).lstrip()
     if not start:
@@ -64,9 +74,19 @@ def _elements(file: IO[bytes], path: Path, on_cut: OnCut | None) -> Iterator[Any
         return _array_elements(file, path, on_cut)
     if start.startswith(b"{"):
         return _line_elements(file, path, on_cut)
-    if start.startswith(b"PAR1"):
-        return _parquet_rows(file, path)
-    raise DataError.at(path, "is neither a JSON array, JSON lines nor Parquet (or a .gz of these)")
+    if start.startswith((PARQUET, ARROW_FILE, ARROW_STREAM)):
+        return arrow_rows(file, path, start)
+    if delimiter := delimiter_of(start, path.suffixes):
+        return csv_rows(file, path, delimiter)
+    wanted = "a JSON array, JSON lines, CSV with a first line of names, Parquet or Arrow"
+    raise DataError.at(path, f"is none of {wanted} (or a .gz of these)")
+
+
+def _from_utf16(data: bytes, path: Path) -> bytes:
+    try:
+        return data.decode("utf-16").encode("utf-8", "surrogatepass")
+    except UnicodeDecodeError as error:
+        raise DataError.at(path, "begins as UTF-16 text and is none: save it as UTF-8") from error
 
 
 def _line_elements(file: IO[bytes], path: Path, on_cut: OnCut | None) -> Iterator[Any]:
@@ -76,7 +96,8 @@ def _line_elements(file: IO[bytes], path: Path, on_cut: OnCut | None) -> Iterato
             continue
         number += 1
         try:
-            element = json.loads(line.decode())
+            # Lenient: some loggers leave tabs and NULs in strings as they are.
+            element = json.loads(line.decode(), strict=False)
         except (ValueError, RecursionError) as error:
             if number > 1 and not line.endswith(b"\n"):
                 return _cut(path, number, len(line), on_cut)
@@ -160,102 +181,3 @@ def _broken(path: Path, number: int, error: Exception, hint: str = "") -> DataEr
     if isinstance(error, UnicodeDecodeError):
         return DataError.at(path, "not UTF-8 text", row=number)
     return DataError.at(path, f"JSON that cannot be read: {error}", row=number)
-
-
-def _parquet_rows(file: IO[bytes], path: Path) -> Iterator[Any]:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise MissingExtra("reading Parquet", "train") from error
-    try:
-        for batch in parquet.ParquetFile(file).iter_batches():
-            yield from batch.to_pylist()
-    except pyarrow.ArrowException as error:
-        raise DataError.at(path, f"is not valid Parquet: {first_line(error)}") from error
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text: libraries like to write several."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def kind_of(value: Any) -> str:
-    """What a JSON value is called in an error."""
-    kinds = {bool: "true/false", int: "a number", float: "a number", str: "text", list: "a list"}
-    return "null" if value is None else kinds.get(type(value), "an object")
-
-
-def field_of(row: Mapping[str, Any], name: str, at: Path | str, number: int) -> Any:
-    """`row[name]`, which must be there."""
-    try:
-        return row[name]
-    except KeyError:
-        has = ", ".join(sorted(map(str, row))) or "none"
-        raise DataError.at(at, f"has no field {name!r}; its fields: {has}", row=number) from None
-
-
-def text_of(row: Mapping[str, Any], name: str, at: Path | str, number: int) -> str:
-    """The text in `row[name]`; null counts as no text."""
-    value = field_of(row, name, at, number)
-    if value is not None and not isinstance(value, str):
-        problem = f"field {name!r} must be text, not {kind_of(value)}"
-        raise DataError.at(at, problem, row=number)
-    return value or ""
-
-
-def prompt_field_in(row: Mapping[str, Any]) -> str:
-    """A row that logs a request whole has its messages; one with neither is told of `prompt`."""
-    return MESSAGES if MESSAGES in row and PROMPT not in row else PROMPT
-
-
-def prompt_in(row: Mapping[str, Any], name: str, at: Path | str, number: int) -> str:
-    """
-    The prompt in `row[name]` as a ranker reads it; null counts as no text.
-
-    Either text, before which `answers_before` may tell the characters of each answer of the
-    conversation so far, oldest first; or chat messages, which tell both. Messages may end with the
-    answer that is to be predicted: it is left out.
-    """
-    value = field_of(row, name, at, number)
-    if isinstance(value, list):
-        if not all(isinstance(one, dict) and isinstance(one.get("role"), str) for one in value):
-            problem = f"field {name!r} must be text or a list of {{role, content}}"
-            raise DataError.at(at, problem, row=number)
-        return prompt_of(without_answer(value)) or ""
-    text = text_of(row, name, at, number)
-    before = row.get(ANSWERS_BEFORE)
-    if before is None:
-        return text
-    if not isinstance(before, list) or not all(map(_is_count, before)):
-        problem = f"field {ANSWERS_BEFORE!r} must be a list of whole numbers: characters of answers"
-        raise DataError.at(at, problem, row=number)
-    return with_note(text, before) if text else ""
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def length_of(row: Mapping[str, Any], name: str, at: Path | str, number: int) -> float | None:
-    """The length in `row[name]`, None for null."""
-    value = field_of(row, name, at, number)
-    if value is None:
-        return None
-    good = isinstance(value, int | float) and not isinstance(value, bool)
-    if not good or not 0 <= value < math.inf:
-        told = value if good else kind_of(value)
-        problem = f"field {name!r} must be a number of 0 or more, not {told}"
-        raise DataError.at(at, problem, row=number)
-    return cast(float, value)
-
-
-def is_wanted(
-    row: Mapping[str, Any], where: Iterable[tuple[str, str]], at: Path | str, number: int
-) -> bool:
-    """Whether each (field, value) of `where` holds; what is not text compares as its JSON."""
-    for name, wanted in where:
-        value = field_of(row, name, at, number)
-        if wanted != (value if isinstance(value, str) else json.dumps(value, default=str)):
-            return False
-    return True

@@ -7,38 +7,19 @@ its answer). To add one, write that function and a line in SOURCES.
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pars.errors import DataError
-from pars.learn.data.records import Fields
-from pars.learn.data.rows import (
-    field_of,
-    is_wanted,
-    kind_of,
-    length_of,
-    prompt_in,
-    read_rows,
-    text_of,
-)
+from pars.learn.data.chats import role_named
+from pars.learn.data.fields import field_of, is_wanted, kind_of, text_of
+from pars.learn.data.records import Exchange, NumberedRows, RecordReader
+from pars.learn.data.rows import read_rows
 from pars.request.conversation import with_note
 
 Where = tuple[tuple[str, str], ...]
-ASSISTANTS = ("gpt", "chatgpt", "assistant")
-NumberedRows = Iterator[tuple[int, Mapping[str, Any]]]
-
-
-class Exchange(NamedTuple):
-    """A prompt and its answer as a source has them; `length` only where the row itself tells it."""
-
-    prompt: str
-    answer: str
-    length: float | None = None
-    category: str | None = None
-    model: str | None = None
-    finish_reason: str | None = None  # of a record: whether its answer was cut short
 
 
 ExchangesOf = Callable[[Mapping[str, Any], Path | str, int], Iterable[Exchange]]
@@ -78,12 +59,13 @@ def _lmsys(row: Mapping[str, Any], at: Path | str, number: int) -> Iterator[Exch
 
 def _sharegpt(row: Mapping[str, Any], at: Path | str, number: int) -> Iterator[Exchange]:
     """One exchange for each human message that the assistant answers next."""
-    messages = _messages(row, "conversations", ("from", "value"), at, number)
+    told = _messages(row, "conversations", ("from", "value"), at, number)
+    messages = [(role_named(who), text) for who, text in told]
     answer_chars: list[int] = []
     for (asker, prompt), (teller, answer) in pairwise(messages):
-        if asker in ASSISTANTS:  # also where nobody asked: a server would see it too
+        if asker == "assistant":  # also where nobody asked: a server would see it too
             answer_chars.append(len(prompt))
-        if asker in ("human", "user") and teller in ASSISTANTS:
+        if (asker, teller) == ("user", "assistant"):
             yield Exchange(with_note(prompt, answer_chars) if prompt else "", answer)
 
 
@@ -127,54 +109,16 @@ SOURCES = {
 }
 
 
-def records_source(
-    first: Mapping[str, Any],
-    at: Path | str,
-    number: int,
-    names: tuple[str | None, str | None, str | None],
-    length_unit: str | None,
-) -> Source:
-    """
-    How to read the user's own records, of which `first` is one (row `number` of the file).
-
-    `names` are those asked for: of the fields of prompt, answer and length.
-
-    Lengths the rows hold are used as they are, unless a unit or an answer field is asked for and
-    no length field: then the answer's text is counted.
-    """
-    prompt_field, answer_field, length_field = names
-    fields = Fields.found_in(
-        first, at, number, prompt=prompt_field, answer=answer_field, length=length_field
-    )
-    if fields.answer and not length_field and (answer_field or length_unit):
-        fields = replace(fields, length=None)
-    unit = length_unit or (_unit_named_by(fields.length) if fields.length else "words")
+def records_source(reader: RecordReader) -> Source:
+    """The user's own records, of which `reader` knows the fields."""
 
     def exchanges_of(row: Mapping[str, Any], at: Path | str, number: int) -> Iterator[Exchange]:
-        prompt = prompt_in(row, fields.prompt, at, number)
-        answer = text_of(row, fields.answer, at, number) if fields.answer else ""
-        length = length_of(row, fields.length, at, number) if fields.length else None
-        if fields.length and length is None:
-            answer = ""  # its text must not be counted among lengths of another unit
-        category, model, finish_reason = (
-            text_of(row, name, at, number) or None if name in row else None
-            for name in ("category", "model", "finish_reason")
-        )
-        yield Exchange(prompt, answer, length, category, model, finish_reason)
+        exchange = reader(row, number)
+        if exchange is not None:
+            yield exchange
 
+    unit = reader.unit or ("tokens" if reader.fields.length else "words")
     return Source(dataset=None, exchanges_of=exchanges_of, length_unit=unit, group_by_prompt=True)
-
-
-def _unit_named_by(length_field: str) -> str:
-    """A bare `length` is taken for tokens, which is what logs of language models hold."""
-    last = length_field.rsplit("_", 1)[-1]
-    units = {
-        "tokens": "tokens",
-        "words": "words",
-        "chars": "characters",
-        "characters": "characters",
-    }
-    return units.get(last, "tokens")
 
 
 def file_rows(

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pars.errors import DataError
-from pars.learn.data.records import Fields, data_row, length_unit_of
-from pars.learn.data.rows import is_wanted, read_rows
+from pars.learn.data.records import length_unit_of, read_records
 from pars.learn.evaluation.tables import table
 from pars.outcomes.records import CUT_SHORT
 from pars.ranking.online.ranker import OnlineRanker
@@ -161,12 +160,7 @@ def render(result: OnlineEvaluation) -> str:
 
 
 def _replayed(path: Path, where: list[tuple[str, str]]) -> Iterator[Replayed]:
-    fields = None
-    for number, values in enumerate(read_rows(path), 1):
-        if not is_wanted(values, where, path, number):
-            continue
-        fields = fields or Fields.found_in(values, path, number)
-        row = data_row(values, fields, path, number)
+    for values, row in read_records(path, where=where):
         yield Replayed(
             signals_of_row(values, row.prompt),
             row.answer_length,

@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pars.errors import DataError
-from pars.learn.data.records import PairFile, Row, read_data, read_pairs
+from pars.learn.data.pair_files import PairFile, read_pairs
+from pars.learn.data.records import Row, read_data
 from pars.learn.training.batches import BatchSource, LengthBatches, PairBatches
 from pars.learn.training.config import TrainConfig
 

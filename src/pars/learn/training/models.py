@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pars.errors import ParsError, RankerError
 from pars.learn.data.hub import ask_hub_for
-from pars.learn.data.rows import first_line
+from pars.learn.data.tables import first_line
 from pars.ranking.ranker import pad, tokenizable
 from pars.ranking.word_vectors import word_vectors
 from pars.request.words import NUM_FEATURES, WordTokenizer

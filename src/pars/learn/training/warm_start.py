@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from pars.errors import RankerError
-from pars.learn.data.rows import first_line
+from pars.learn.data.tables import first_line
 from pars.learn.training.lite_graph import read_lite_graph
 from pars.learn.training.models import LiteModel, LiteRanker
 from pars.ranking.ranker import MODEL_FILE, TOKENIZER_FILE, Ranker, RankerInfo

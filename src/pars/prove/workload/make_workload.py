@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from pars.errors import DataError, ParsError
-from pars.prove.workload.arrivals import Trace, burst, gamma, mean_rate, poisson, read_trace, scaled
+from pars.prove.workload.arrivals import burst, gamma, mean_rate, poisson, scaled
+from pars.prove.workload.traces import Trace, read_trace
 from pars.prove.workload.workload import Header, WorkloadRequest
 from pars.request.conversation import message_of
 from pars.request.prompts import CHARS_PER_TOKEN
 
 ARRIVALS = ("poisson", "gamma", "burst", "trace")
 TOKENS_PER = {"tokens": 1.0, "characters": 1 / CHARS_PER_TOKEN, "words": 4 / 3}
-PROMPT_LENGTH_FIELDS = ("prompt_tokens", "input_tokens")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +98,8 @@ def make_workload(plan: WorkloadPlan) -> tuple[Header, list[WorkloadRequest]]:
     """
     trace = read_trace(plan.trace) if plan.trace else None
     told: Header = {}
+    if trace and trace.num_out_of_order:
+        told["num_out_of_order"] = trace.num_out_of_order
     if plan.records:
         records = list(_records(plan, told))
     else:
@@ -192,82 +194,75 @@ def _replayable(
     rows = [row for row in whole if row[1] <= most_prompt_tokens]
     told["num_skipped_empty"] = len(trace.arrivals_s) - len(whole)
     told["num_skipped_long"] = len(whole) - len(rows)
-    told["lengths_from"] = "trace"
+    told["lengths_from"] = f"trace ({', '.join(trace.columns)})"
     first_s = rows[0][0] if rows else 0.0
     kept = Trace(
-        [at - first_s for at, _, _ in rows], [n for _, n, _ in rows], [n for *_, n in rows]
+        [at - first_s for at, _, _ in rows],
+        [n for _, n, _ in rows],
+        [n for *_, n in rows],
     )
     return kept, [_Record(None, inputs, outputs) for _, inputs, outputs in rows]
 
 
 def _records(plan: WorkloadPlan, told: Header) -> Iterator[_Record]:
-    """Prompts and answer lengths in tokens, row by row; rows without an answer are counted."""
-    from pars.learn.data.records import Fields
-    from pars.learn.data.rows import is_wanted, length_of, prompt_in, read_rows, text_of
+    """Prompts and answer lengths in tokens, row by row; rows that are left out are counted."""
+    from pars.learn.data.fields import is_wanted, text_of
+    from pars.learn.data.records import NO_ANSWER, NO_PROMPT, RecordReader
+    from pars.learn.data.rows import read_rows
 
     assert plan.records is not None
-    path, fields, unit = plan.records, None, "tokens"
+    path = plan.records
+    wanted = (
+        (number, row)
+        for number, row in enumerate(
+            read_rows(path, on_cut=(lambda _: None) if plan.allow_truncated else None), 1
+        )
+        if is_wanted(row, plan.where, path, number)
+    )
+    names = (plan.prompt_field, plan.answer_field, plan.length_field)
+    reader, rows = RecordReader.settled(wanted, path, names=names)
+    length_field, answer_field = reader.fields.length, reader.fields.answer
+    unit = plan.length_unit or reader.unit or "characters"
+    if length_field and not plan.length_unit and reader.unit is None:
+        problem = f"nothing tells in which unit field {length_field!r} counts answers"
+        raise DataError.at(path, f"{problem}: give --length-unit tokens, words or characters")
+    told["lengths_from"] = f"{length_field or answer_field or reader.fields.prompt}, in {unit}"
     told["num_skipped_empty"] = told["num_skipped_long"] = 0
-    rows = read_rows(path, on_cut=(lambda _: None) if plan.allow_truncated else None)
-    for number, row in enumerate(rows, 1):
-        if not is_wanted(row, plan.where, path, number):
+    for number, row in rows:
+        exchange = reader(row, number)
+        if exchange is None:
             continue
-        if fields is None:
-            fields = Fields.found_in(
-                row,
-                path,
-                number,
-                prompt=plan.prompt_field,
-                answer=plan.answer_field,
-                length=plan.length_field,
-            )
-            if plan.answer_field and not plan.length_field:
-                fields = Fields(fields.prompt, fields.answer, None)
-            unit = plan.length_unit or _unit_named_by(fields.length)
-            told["lengths_from"] = f"{fields.length or fields.answer}, in {unit}"
-        prompt = prompt_in(row, fields.prompt, path, number)
-        if fields.length:
-            length = length_of(row, fields.length, path, number) or 0
-        else:
-            answer = text_of(row, fields.answer or "", path, number)
-            length = len(answer.split()) if unit == "words" else len(answer)
-        if not prompt or not length:
-            told["num_skipped_empty"] += 1
+        length = exchange.length
+        if length is None:
+            length = len(exchange.answer.split() if unit == "words" else exchange.answer)
+        if not length:
+            reader.left_out[NO_ANSWER] += 1
             continue
-        prompt_tokens = _prompt_tokens(row, prompt, path, number)
+        prompt_tokens = _prompt_tokens(row, exchange.prompt, path, number)
         if prompt_tokens > (plan.max_prompt_tokens or math.inf):
             told["num_skipped_long"] += 1
             continue
         yield _Record(
-            prompt,
+            exchange.prompt,
             prompt_tokens,
             max(1, round(length * TOKENS_PER[unit])),
             _limit(row, path, number),
             text_of(row, "category", path, number) or None if "category" in row else None,
         )
-
-
-def _unit_named_by(length_field: str | None) -> str:
-    """`response_words` is in words; a bare `length` is taken for tokens, as in `pars prepare`."""
-    if length_field is None:
-        return "characters"
-    last = length_field.rsplit("_", 1)[-1]
-    return {"words": "words", "chars": "characters", "characters": "characters"}.get(last, "tokens")
+    told["num_skipped_empty"] = reader.left_out[NO_ANSWER] + reader.left_out[NO_PROMPT]
+    told["left_out"] = {reason: n for reason, n in reader.left_out.most_common() if n} or None
 
 
 def _prompt_tokens(row: Mapping[str, Any], prompt: str, path: Path, number: int) -> int:
     """As the record counts them; else a token for every four characters."""
-    from pars.learn.data.rows import length_of
+    from pars.learn.data.records import prompt_tokens_in
 
-    for name in PROMPT_LENGTH_FIELDS:
-        if row.get(name) is not None:
-            return max(1, round(length_of(row, name, path, number) or 0))
-    return max(1, round(len(message_of(prompt)) / CHARS_PER_TOKEN))
+    counted = prompt_tokens_in(row, path, number)
+    return max(1, round(counted or len(message_of(prompt)) / CHARS_PER_TOKEN))
 
 
 def _limit(row: Mapping[str, Any], path: Path, number: int) -> int | None:
-    from pars.learn.data.rows import length_of
+    from pars.learn.data.records import limit_in
 
-    if row.get("max_tokens") is None:
-        return None
-    return max(1, round(length_of(row, "max_tokens", path, number) or 0))
+    limit = limit_in(row, path, number)
+    return None if limit is None else max(1, round(limit))

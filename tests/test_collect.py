@@ -618,7 +618,7 @@ def started(config: CollectConfig, concurrency: int) -> subprocess.Popen[str]:
 def test_kill_9_at_ten_moments_costs_only_what_was_in_flight(tmp_path):
     """Every answer is there once; asked twice are only those in flight, four at most a kill."""
     chance = random.Random(7)
-    concurrency, num_prompts = 4, 120
+    concurrency, num_prompts = 4, 240  # more than ten starts can have asked for
     process: subprocess.Popen[str] | None = None
     kill_at: Iterator[int] = iter(())  # requests of this start until it is killed
     asked: list[str] = []  # by the start that runs

@@ -21,6 +21,7 @@ from pars.learn.training.config import (
     with_epochs,
     with_preset,
 )
+from pars.learn.training.models import load_encoder
 from pars.learn.training.train import logistic_loss, margin_loss, train
 from pars.ranking.ranker import Ranker
 from pars.request.conversation import with_note
@@ -477,3 +478,40 @@ def test_a_failed_export_leaves_the_old_folder(data, bert, tmp_path):
         export_checkpoint(tmp_path / "best_model.pt", bert, tmp_path / "ranker", max_length=16)
 
     assert (tmp_path / "ranker/model.onnx").read_bytes() == before
+
+
+def other_model(folder, config):
+    """A tiny model of another kind, with the tokenizer of the tiny encoder."""
+    from transformers import AutoModel, AutoTokenizer
+
+    AutoTokenizer.from_pretrained(tiny_encoder(folder / "bert")).save_pretrained(folder / "other")
+    AutoModel.from_config(config).save_pretrained(folder / "other")
+    return str(folder / "other")
+
+
+def test_a_decoder_is_refused_before_the_training(tmp_path):
+    """Its first token has seen nothing of the prompt; so has that of an encoder with a decoder."""
+    from transformers import GPT2Config, T5Config
+
+    gpt2 = other_model(tmp_path / "gpt2", GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=99))
+    with pytest.raises(RankerError, match="gpt2 is a decoder"):
+        load_encoder(gpt2, 16)
+    small = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 1, "vocab_size": 99}
+    t5 = other_model(tmp_path / "t5", T5Config(**small))
+    with pytest.raises(RankerError, match="t5 is an encoder with a decoder"):
+        load_encoder(t5, 16)
+
+
+def test_of_robertas_positions_two_are_its_paddings(tmp_path):
+    """Of 34 positions 32 can be read, and a longer --max-length is refused with that number."""
+    from transformers import RobertaConfig
+
+    small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = RobertaConfig(
+        **small, intermediate_size=8, vocab_size=99, max_position_embeddings=34, pad_token_id=1
+    )
+    roberta = other_model(tmp_path, config)
+
+    assert load_encoder(roberta, 32).max_length == 32
+    with pytest.raises(RankerError, match="reads at most 32 tokens"):
+        load_encoder(roberta, 33)

@@ -221,14 +221,45 @@ class LiteModel:
         return self.tokenizer.to_json()
 
 
+def _check_is_encoder(config: Any, model_name: str) -> None:
+    """
+    Refuse what reads from left to right: the vector of a prompt is taken from its first token,
+    which in a decoder has seen nothing of the rest.
+
+    Raises:
+        RankerError: says which kind it is.
+    """
+    from transformers.models.auto import modeling_auto as known
+
+    kind = config.model_type
+    both = known.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    is_decoder = kind in known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in both
+    if getattr(config, "is_encoder_decoder", False) or is_decoder:
+        told = "an encoder with a decoder" if config.is_encoder_decoder else "a decoder"
+        raise RankerError(
+            f"--model-name {model_name}: {kind} is {told}; a ranker is made of an encoder,"
+            " such as BERT, RoBERTa, DistilBERT or MiniLM"
+        )
+
+
+def _num_readable(encoder: Any) -> int | None:
+    """Tokens that an encoder can read; None: it does not say."""
+    num_positions: int | None = getattr(encoder.config, "max_position_embeddings", None)
+    table = getattr(getattr(encoder, "embeddings", None), "position_embeddings", None)
+    padding: int | None = getattr(table, "padding_idx", None)
+    if num_positions is None or padding is None:
+        return num_positions
+    return num_positions - padding - 1  # RoBERTa counts positions from behind its padding's
+
+
 def load_encoder(model_name: str, max_length: int) -> EncoderModel:
     """
     A Hugging Face encoder under a new scalar head, from a folder or the Hub.
 
     Raises:
         DataError: the Hub has no such model, or cannot be reached.
-        RankerError: the model cannot be loaded, has no fast tokenizer, or reads fewer than
-            `max_length` tokens.
+        RankerError: the model cannot be loaded, is no encoder, has no fast tokenizer, or reads
+            fewer than `max_length` tokens.
     """
     from huggingface_hub import constants, try_to_load_from_cache
     from transformers import AutoModel, AutoTokenizer
@@ -252,7 +283,8 @@ def load_encoder(model_name: str, max_length: int) -> EncoderModel:
         ) from error
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise RankerError(f"--model-name {model_name}: has no fast tokenizer (tokenizer.json)")
-    num_positions = getattr(encoder.config, "max_position_embeddings", None) or max_length
+    _check_is_encoder(encoder.config, model_name)
+    num_positions = _num_readable(encoder) or max_length
     if max_length > num_positions:
         raise RankerError(
             f"--max-length {max_length}: {model_name} reads at most {num_positions} tokens"

@@ -133,10 +133,13 @@ def connect(url: str) -> socket.socket:
     return socket.create_connection((parts.hostname, parts.port), timeout=DEADLINE_S)
 
 
-def exchange(url: str, request: bytes) -> bytes:
-    """All bytes that come back for raw `request` until the other side closes."""
+def exchange(url: str, *pieces: bytes) -> bytes:
+    """All bytes that come back for raw `pieces`, sent one by one, until the other side closes."""
     with connect(url) as connection:
-        connection.sendall(request)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with suppress(ConnectionError):
+            for piece in pieces:
+                connection.sendall(piece)
         return read_all(connection)
 
 

@@ -228,6 +228,7 @@ class ClientProtocol(HttpToolsProtocol):
         for entry in [entry for entry in self.pipeline if entry[0] is cycle]:
             self.pipeline.remove(entry)
         cycle.disconnected = True  # for the app the client has left
+        cycle.waiting_for_100_continue = False
         cycle.message_event.set()
 
     def _write_last(self, refusal: bytes) -> None:

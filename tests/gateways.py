@@ -57,9 +57,11 @@ def counted(app: Gateway, name: str, **labels: str) -> float:
 
 
 @contextmanager
-def scripted_upstream(serve: Callable[[socket.socket, int], None]) -> Iterator[str]:
-    """A TCP server that calls `serve(connection, index)` in a thread for each connection."""
-    listener = socket.create_server(("127.0.0.1", 0), backlog=256)
+def scripted_upstream(
+    serve: Callable[[socket.socket, int], None], listener: socket.socket | None = None
+) -> Iterator[str]:
+    """A server that calls `serve(connection, index)` in a thread for each connection."""
+    listener = listener or socket.create_server(("127.0.0.1", 0), backlog=256)
     threads: list[threading.Thread] = []
     open_sockets: list[socket.socket] = []
 
@@ -80,7 +82,8 @@ def scripted_upstream(serve: Callable[[socket.socket, int], None]) -> Iterator[s
     acceptor = threading.Thread(target=accept)
     acceptor.start()
     try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        name = listener.getsockname()
+        yield f"unix:{name}" if isinstance(name, str) else f"http://127.0.0.1:{name[1]}"
     finally:
         with suppress(OSError):
             listener.shutdown(socket.SHUT_RDWR)

@@ -19,7 +19,7 @@ DEFAULT_KEY_ENV = "OPENAI_API_KEY"
 @click.option("--model", required=True, help="As the endpoint calls it.")
 @click.option("--prompts", type=FILE, required=True, help="JSON, JSONL, Parquet, .txt, or a .gz.")
 @click.option("--output", type=FILE, required=True, help="JSON lines; gone on with if it is there.")
-@click.option("--prompt-field", help="Of the prompts' rows.  [default: prompt, else messages]")
+@click.option("--prompt-field", help="Of the prompts' rows, as a.b.c.  [default: found]")
 @click.option(
     "--api", type=click.Choice(["chat", "completions"]), default="chat", show_default=True
 )

@@ -5,6 +5,7 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -25,7 +26,7 @@ class App:
 
     def __init__(self) -> None:
         self.ended: list[tuple[str, str]] = []
-        self.may_go_on = asyncio.Event()
+        self.may_go_on = threading.Event()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -51,12 +52,16 @@ class App:
             self.ended.append((path, gone.result()["type"]))
         elif path == "/slow":
             await send({"type": "http.response.body", "body": b"one", "more_body": True})
-            await self.may_go_on.wait()
+            await self._wait()
             await send({"type": "http.response.body", "body": b"two"})
         elif path == "/broken":
             await send({"type": "http.response.body", "body": b"one", "more_body": True})
+            await self._wait()
         else:
             await send({"type": "http.response.body", "body": body})
+
+    async def _wait(self) -> None:
+        assert await asyncio.to_thread(self.may_go_on.wait, DEADLINE_S)
 
 
 class Hasty(ClientProtocol):
@@ -226,9 +231,10 @@ def test_http_1_0_keeps_a_length() -> None:
 
 def test_http_1_0_sees_a_broken_body() -> None:
     """One that breaks off ends with a reset, since an end would make it look whole."""
-    with served() as (url, _), connect(url) as it:
+    with served() as (url, app), connect(url) as it:
         it.sendall(b"GET /broken HTTP/1.0\r\n\r\n")
         read_until(it, b"one")
+        app.may_go_on.set()
         with pytest.raises(ConnectionResetError):
             it.recv(1)
 

@@ -224,6 +224,27 @@ def test_only_what_is_safe_is_sent_twice(
     assert requests == ({0: 2, 1: 1} if status == 200 else {0: 2})
 
 
+def test_a_second_try_trusts_no_kept_connection(tmp_path: Path) -> None:
+    """When a server restarts, all kept connections are dead: the request goes on a new one."""
+    together = threading.Barrier(2)
+
+    def serve(connection: socket.socket, index: int) -> None:
+        read_request(connection)
+        if index < 2:
+            together.wait(DEADLINE_S)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        if index < 2:
+            read_request(connection)  # the next one, which gets no answer
+
+    with scripted_upstream(serve) as up, gateway_to(up, tmp_path) as (url, _):
+        asked = [threading.Thread(target=httpx.get, args=(f"{url}/x",)) for _ in range(2)]
+        for thread in asked:
+            thread.start()
+        for thread in asked:
+            thread.join(DEADLINE_S)
+        assert httpx.post(url + COMPLETIONS, json=ASK).content == b"ok"
+
+
 def test_a_new_connection_that_dies_is_not_tried_again(tmp_path: Path) -> None:
     """An upstream that crashes on a request gets it once."""
     num_requests = 0

@@ -325,6 +325,37 @@ def test_a_connection_with_more_than_an_answer_is_not_used_again(
     assert used == [0, 1, 2, 3]
 
 
+def test_an_answer_behind_the_end_of_a_stream_reaches_nobody(tmp_path: Path) -> None:
+    """The end of a stream and a second answer come in one piece: the next request gets its own."""
+    has_begun = threading.Event()
+    used: list[int] = []
+
+    def serve(connection: socket.socket, index: int) -> None:
+        while read_request(connection):
+            used.append(index)
+            if index:
+                connection.sendall(OK)
+                continue
+            connection.sendall(
+                b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n"
+            )
+            assert has_begun.wait(DEADLINE_S)
+            connection.sendall(b"0\r\n\r\n" + SECOND)
+
+    with (
+        scripted_upstream(serve) as up,
+        gateway_to(up, tmp_path) as (url, _),
+        httpx.Client(base_url=url) as client,
+    ):
+        with client.stream("POST", "/x") as answer:
+            pieces = answer.iter_raw()
+            assert next(pieces) == b"first"
+            has_begun.set()
+            assert list(pieces) == []
+        assert client.post("/x").content == b"ok"
+    assert used == [0, 1]
+
+
 def test_garbage_behind_an_answer_costs_that_answer_at_most(tmp_path: Path) -> None:
     """What is no HTTP comes with an answer: the next request is not touched by it."""
 

@@ -127,7 +127,7 @@ CURRENT: ContextVar[Attempt] = ContextVar("attempt")
 
 
 class _CleanConnector(BaseConnector):
-    """Hands out connections that owe nothing, and to a second attempt only new ones."""
+    """Makes its connections `Line`s, and gives a second attempt only new ones."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -139,8 +139,7 @@ class _CleanConnector(BaseConnector):
             connection = await super().connect(*args, **named)
             line = connection.protocol
             assert isinstance(line, Line)
-            is_fit = attempt.line is None and not line.should_close
-            if is_fit or not line.is_kept:
+            if attempt.line is None or not line.is_kept:
                 break
             connection.close()
         attempt.begin_on(line)

@@ -21,7 +21,7 @@ from pars.learn.training.config import (
     with_epochs,
     with_preset,
 )
-from pars.learn.training.models import load_encoder
+from pars.learn.training.models import load_encoder, load_weights
 from pars.learn.training.train import logistic_loss, margin_loss, train
 from pars.ranking.ranker import Ranker
 from pars.request.conversation import with_note
@@ -262,6 +262,31 @@ def test_resuming_from_nothing_is_an_error(data, tmp_path):
     """The missing file is named."""
     with pytest.raises(ParsError, match=r"training_state\.pt is missing"):
         train(lite_config(data, tmp_path / "out", resume_from=tmp_path / "empty"))
+
+
+@pytest.mark.parametrize(
+    "renamed",
+    [
+        lambda name: f"module.{name}",
+        lambda name: f"_orig_mod.{name}",
+        lambda name: f"module._orig_mod.{name}",
+        lambda name: f"_orig_mod.module.{name}",
+        lambda name: name.replace("encoder.", "encoder._orig_mod.", 1),
+        lambda name: f"module.{name}".replace("encoder.", "encoder.module.", 1),
+    ],
+)
+@pytest.mark.parametrize("wrap", [dict, lambda state: {"epoch": 3, "model_state_dict": state}])
+def test_weights_of_wrapped_models_are_loaded(bert, tmp_path, renamed, wrap):
+    """DataParallel, DDP and torch.compile, around the model or its encoder, change names only."""
+    model = load_encoder(bert, 16)
+    state = {renamed(name): it + 1 for name, it in model.network.state_dict().items()}
+    expected = {name: it + 1 for name, it in model.network.state_dict().items()}
+    torch.save(wrap(state), tmp_path / "wrapped.pt")
+
+    load_weights(model.network, tmp_path / "wrapped.pt")
+
+    for name, tensor in model.network.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
 
 
 def test_pickled_code_in_a_checkpoint_is_not_run(data, bert, tmp_path):

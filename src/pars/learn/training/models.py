@@ -1,5 +1,6 @@
 """The two rankers in torch: networks from token ids to one score a prompt, and their tokenizers."""
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +15,8 @@ from pars.ranking.ranker import pad, tokenizable
 from pars.ranking.word_vectors import word_vectors
 from pars.request.words import NUM_FEATURES, WordTokenizer
 
+_WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod)\.)*((?:encoder\.)?)(?:(?:module|_orig_mod)\.)*")
+_LONGEST_REASON = 200  # torch names every parameter that is missing
 PAIR_FACTORS = (1_000_003, 7_919)  # two primes that spread a pair of ids over the buckets
 
 
@@ -292,6 +295,22 @@ def load_encoder(model_name: str, max_length: int) -> EncoderModel:
     return EncoderModel(EncoderRanker(encoder), tokenizer.backend_tokenizer, max_length)
 
 
+def _without_wrappers(state: dict[str, Any]) -> dict[str, Any]:
+    """
+    A state dict under the model's own names.
+
+    DataParallel and DistributedDataParallel put `module.` before them, torch.compile `_orig_mod.`,
+    around the whole model or its encoder alone; some keep it beside an optimizer's state.
+    """
+    for name in ("model_state_dict", "state_dict"):
+        if isinstance(state.get(name), dict):
+            state = state[name]
+    bare = {_WRAPPERS.sub(r"\1", name): tensor for name, tensor in state.items()}
+    # PARS trained under older transformers keeps a buffer that newer ones make anew.
+    bare.pop("encoder.embeddings.position_ids", None)
+    return bare
+
+
 def load_weights(model: nn.Module, path: Path) -> None:
     """
     Load a plain state dict (`best_model.pt`, PARS's or ours), never pickled code.
@@ -301,15 +320,12 @@ def load_weights(model: nn.Module, path: Path) -> None:
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        # PARS trained under older transformers keeps a buffer that newer ones make anew.
-        state.pop("encoder.embeddings.position_ids", None)
-        model.load_state_dict(state)
+        model.load_state_dict(_without_wrappers(state))
     except FileNotFoundError:
         raise RankerError(f"{path}: no such checkpoint") from None
     except (
         Exception
     ) as error:  # damaged zip, pickled code, other names: all mean "not this model's"
-        reason = str(error).strip().splitlines()
-        raise RankerError(
-            f"{path}: not a state dict of this model: {' '.join(reason[:2])}"
-        ) from error
+        reason = " ".join(" ".join(str(error).splitlines()[:2]).split())
+        told = reason if len(reason) <= _LONGEST_REASON else f"{reason[:_LONGEST_REASON]}..."
+        raise RankerError(f"{path}: not a state dict of this model: {told}") from error

@@ -274,6 +274,39 @@ def test_what_is_left_out_is_counted_by_reason(tmp_path, caplog):
     assert counts["left_out"] == reasons
 
 
+def test_the_two_files_of_a_batch_are_joined(tmp_path):
+    """By custom_id, in any order; an answer without a request is counted."""
+    asked = [
+        {"custom_id": f"{n}", "method": "POST", "body": {"messages": chat(p), "max_tokens": 300}}
+        for n, (p, _) in enumerate(ASKED)
+    ]
+    answers = [
+        {"id": "b", "custom_id": f"{n}", "response": {"status_code": 200, "body": body(tokens)}}
+        for n, (_, tokens) in enumerate(ASKED)
+    ]
+    requests = write(tmp_path / "in.jsonl", asked)
+    output = write(tmp_path / "out.jsonl", [*reversed(answers), {**answers[0], "custom_id": "?"}])
+
+    facts, made = make_workload(
+        WorkloadPlan(records=output, requests=requests, arrivals="burst", length_unit="tokens")
+    )
+    assert sorted((it.prompt, it.output_tokens, it.max_tokens) for it in made) == sorted(
+        (prompt, tokens, 300) for prompt, tokens in ASKED
+    )
+    assert facts["left_out"] == {"no prompt": 1}
+    few = "--test-size 0.4 --train-num-pairs 0 --val-num-pairs 0"
+    done = CliRunner().invoke(
+        commands,
+        f"prepare records --input {output} --requests {requests} {few}"
+        f" --output-dir {tmp_path / 'd'}",
+    )
+    assert done.exit_code == 0, done.output
+    data = [it for name in ("train", "val") for it in told(tmp_path / f"d/{name}_data.json")]
+    assert sorted(data) == sorted(ASKED)
+    with pytest.raises(DataError, match="give the input too: --requests FILE"):
+        read_data(output)
+
+
 def test_sharegpt_rows_with_unknown_roles_are_counted(tmp_path):
     """Nothing is passed over: the role is named in the table."""
     rows = [ROWS["sharegpt"](f"{p} {n}", n) for n in range(9) for p, _ in ASKED]

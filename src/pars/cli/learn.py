@@ -42,6 +42,9 @@ def conditions(where: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
 @click.option(
     "--input", type=click.Path(path_type=Path), help="JSON, JSONL, CSV, Parquet, or a .gz."
 )
+@click.option(
+    "--requests", type=click.Path(path_type=Path), help="Of a batch: what --input answers."
+)
 @click.option("--dataset", help="Another Hub dataset of this shape, or a local dataset folder.")
 @click.option("--revision", help="Branch, tag or commit of the Hub dataset.")
 @click.option("--allow-truncated", is_flag=True, help="Keep the whole rows of a file cut short.")

@@ -25,6 +25,7 @@ _RECORD_OPTIONS = (
     click.option(
         "--records", type=PATH, help="Prompts with answers or answer lengths, a line each."
     ),
+    click.option("--requests", type=PATH, help="Of a batch: what --records answers."),
     click.option("--prompt-field", help="The prompt's field, as a.b.c.  [default: found]"),
     click.option("--answer-field", help="The answer's text, to be counted.  [default: found]"),
     click.option("--length-field", help="The answer's length.  [default: found]"),
@@ -247,7 +248,7 @@ def _workload_of_records(
     from pars.prove.workload.make_workload import WorkloadPlan, make_workload
     from pars.prove.workload.workload import write_workload
 
-    names = ["records", "prompt_field", "answer_field", "length_field", "length_unit"]
+    names = ["records", "requests", "prompt_field", "answer_field", "length_field", "length_unit"]
     names += ["allow_truncated", "num_requests", "max_output_tokens", "max_prompt_tokens"]
     names += ["max_tokens", "seed"]
     plan = WorkloadPlan(

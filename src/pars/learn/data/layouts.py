@@ -152,7 +152,9 @@ def _must_have(name: str, rows: Sequence[NumberedRow], at: Path | str) -> None:
     if all(find(row, name) is ABSENT for _, row in rows):
         number, row = rows[0]
         has = ", ".join(sorted(map(str, row))) or "none"
-        raise DataError.at(at, f"has no field {name!r}; its fields: {has}", row=number)
+        is_batch = "custom_id" in row and ("response" in row or "result" in row)
+        hint = "; of a batch's output, give the input too: --requests FILE" if is_batch else ""
+        raise DataError.at(at, f"has no field {name!r}; its fields: {has}{hint}", row=number)
 
 
 def _first(

@@ -86,6 +86,7 @@ def prepare(config: PrepareConfig, output_dir: Path) -> dict[str, Any]:
     report = {
         **asdict(config),
         "input": str(config.input) if config.input else None,
+        "requests": str(config.requests) if config.requests else None,
         "counts": {**counts, "left_out": dict(left_out.most_common()), **split_counts},
         "files": [*plan, "prepare.json"],
         "versions": _versions(),
@@ -102,7 +103,7 @@ def _read(
     if config.input:
         at: Path | str = config.input
         on_cut = partial(counts.__setitem__, "bytes_cut_off") if config.allow_truncated else None
-        rows = file_rows(config.input, where, counts, on_cut)
+        rows = file_rows(config.input, where, counts, on_cut, config.requests)
     else:
         at = config.dataset or (source.dataset if source else None) or ""
         data_files = source.data_files if source and not config.dataset else None

@@ -16,6 +16,7 @@ class PrepareConfig:
 
     source: str
     input: Path | None = None
+    requests: Path | None = None
     dataset: str | None = None
     revision: str | None = None
     allow_truncated: bool = False
@@ -51,6 +52,10 @@ class PrepareConfig:
             (
                 not own and (self.prompt_field or self.answer_field or self.length_field),
                 "--prompt-field, --answer-field and --length-field are for records only",
+            ),
+            (
+                self.requests and not (own and self.input),
+                "--requests is a batch's input file: give records and the answers with --input",
             ),
             (
                 self.tokenizer and self.length_unit != "tokens",

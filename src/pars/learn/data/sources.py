@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from pars.errors import DataError
+from pars.learn.data.batches import read_log
 from pars.learn.data.chats import role_named
 from pars.learn.data.fields import field_of, is_wanted, kind_of, text_of
 from pars.learn.data.records import Exchange, NumberedRows, RecordReader
-from pars.learn.data.rows import read_rows
 from pars.request.conversation import with_note
 
 Where = tuple[tuple[str, str], ...]
@@ -122,10 +122,14 @@ def records_source(reader: RecordReader) -> Source:
 
 
 def file_rows(
-    path: Path, where: Where, counts: Counter[str], on_cut: Callable[[int], None] | None
+    path: Path,
+    where: Where,
+    counts: Counter[str],
+    on_cut: Callable[[int], None] | None,
+    requests: Path | None = None,
 ) -> NumberedRows:
     """The rows of a file that `where` wants, numbered; counts["rows_read"] counts all."""
-    for number, row in enumerate(read_rows(path, on_cut=on_cut), 1):
+    for number, row in enumerate(read_log(path, requests, on_cut=on_cut), 1):
         counts["rows_read"] += 1
         if is_wanted(row, where, path, number):
             yield number, row

@@ -34,6 +34,7 @@ class WorkloadPlan:
     What `pars workload` is asked for.
 
     Attributes:
+        requests: What `records` answers, where they are the output of a batch.
         rate: Requests a second; None for a burst, or for a trace's own times.
         cv: Of gamma arrivals: the intervals' standard deviation over their mean.
         num_requests: None takes every record, or as many as the trace has. More than there are
@@ -45,6 +46,7 @@ class WorkloadPlan:
     """
 
     records: Path | None = None
+    requests: Path | None = None
     arrivals: str = "poisson"
     rate: float | None = None
     cv: float | None = None
@@ -64,6 +66,8 @@ class WorkloadPlan:
     def __post_init__(self) -> None:
         if self.arrivals not in ARRIVALS:
             raise ParsError(f"--arrivals must be one of {', '.join(ARRIVALS)}")
+        if self.requests and self.records is None:
+            raise ParsError("--requests is a batch's input file: give its output with --records")
         if self.records is None and self.trace is None:
             raise ParsError("give --records (prompts with answer lengths), --trace, or both")
         if (self.trace is not None) != (self.arrivals == "trace"):
@@ -206,16 +210,19 @@ def _replayable(
 
 def _records(plan: WorkloadPlan, told: Header) -> Iterator[_Record]:
     """Prompts and answer lengths in tokens, row by row; rows that are left out are counted."""
+    from pars.learn.data.batches import read_log
     from pars.learn.data.fields import is_wanted, text_of
     from pars.learn.data.records import NO_ANSWER, NO_PROMPT, RecordReader
-    from pars.learn.data.rows import read_rows
 
     assert plan.records is not None
     path = plan.records
     wanted = (
         (number, row)
         for number, row in enumerate(
-            read_rows(path, on_cut=(lambda _: None) if plan.allow_truncated else None), 1
+            read_log(
+                path, plan.requests, on_cut=(lambda _: None) if plan.allow_truncated else None
+            ),
+            1,
         )
         if is_wanted(row, plan.where, path, number)
     )

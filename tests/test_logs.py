@@ -274,6 +274,36 @@ def test_what_is_left_out_is_counted_by_reason(tmp_path, caplog):
     assert counts["left_out"] == reasons
 
 
+@pytest.mark.parametrize("nothing", ["", "nan", "NULL", "None", None, float("nan")])
+def test_what_tables_write_for_null_is_no_answer(tmp_path, nothing, caplog):
+    """A column of numbers with gaps: pandas fills them with NaN, others with words."""
+    rows = [{"prompt": p, "answer_tokens": n} for p, n in ASKED]
+    path = write(tmp_path / "log.jsonl", [{"prompt": "x", "answer_tokens": nothing}, *rows])
+
+    assert told(path) == ASKED
+    assert "1 (no answer)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (b"prompt,answer\na,b\nc,d,e\n", "row 2: has 3 cells, and the first line names 2 columns"),
+        (b"prompt,answer\na,b\nGr\xfc\xdfe,b\n", "not UTF-8 text: save the file as UTF-8"),
+        (b"prompt,answer,prompt\na,b,c\n", "its first line names the column 'prompt' twice"),
+        (b'prompt,answer\na,"b\n', "row 1: is not valid CSV: unexpected end of data"),
+        (b"prompt,answer\n", "has no rows"),
+        (b'prompt,answer_tokens\na,"1,234"\n', "'answer_tokens' must be a number .*'1,234'"),
+    ],
+)
+def test_a_table_with_a_fault_is_named(tmp_path, text, problem):
+    """By its row, and what would be right."""
+    path = tmp_path / "log.csv"
+    path.write_bytes(text)
+
+    with pytest.raises(DataError, match=problem):
+        read_data(path)
+
+
 def test_the_two_files_of_a_batch_are_joined(tmp_path):
     """By custom_id, in any order; an answer without a request is counted."""
     asked = [

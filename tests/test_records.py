@@ -99,7 +99,7 @@ BEFORE = "field 'answers_before' must be a list of whole numbers: characters of 
         ),
         ({"prompt": "p", "length": True}, "field 'length' must be a number of 0 or more, not true"),
         ({"prompt": "p", "length": -1}, "field 'length' must be a number of 0 or more, not -1"),
-        ({"prompt": "p", "length": float("nan")}, "field 'length' must be a number of 0 or more"),
+        ({"prompt": "p", "length": float("inf")}, "field 'length' must be a number of 0 or more"),
         ({"prompt": "p", "length": 1, "id": 1.5}, "its task_id or id must be text or a whole"),
         ({"prompt": "p", "length": 1, "model": 4}, "field 'model' must be text, not a number"),
     ],

@@ -19,6 +19,7 @@ class _Absent:
     """What `find` gives where there is nothing, which is not the same as null."""
 
 
+_NOTHING = ("", "nan", "null", "none", "na", "n/a", "-", "\\n")
 ABSENT: Any = _Absent()
 
 
@@ -83,7 +84,7 @@ def text_of(row: Mapping[str, Any], name: str, at: Path | str, number: int) -> s
 def length_of(row: Mapping[str, Any], name: str, at: Path | str, number: int) -> float | None:
     """The length at the dotted path `name`; None where there is none."""
     value = find(row, name)
-    if value is None or value is ABSENT:
+    if value is ABSENT or is_nothing(value):
         return None
     length = number_of(value)
     if length is None or not 0 <= length < math.inf:
@@ -91,6 +92,13 @@ def length_of(row: Mapping[str, Any], name: str, at: Path | str, number: int) ->
         problem = f"field {name!r} must be a number of 0 or more, not "
         raise DataError.at(at, f"{problem}{told if length is None else length}", row=number)
     return length
+
+
+def is_nothing(value: Any) -> bool:
+    """Null, or what tables write in its place: NaN where the column is of numbers, and words."""
+    if isinstance(value, str):
+        return value.strip().lower() in _NOTHING
+    return value is None or value != value
 
 
 def number_of(value: Any) -> float | None:

@@ -41,7 +41,7 @@ _BODIES = (
 _USAGES = (
     *("usage.completion_tokens", "usage.output_tokens", "usageMetadata.candidatesTokenCount"),
     *("usage.completionTokens", "usage.output", "usageDetails.output", "usage_details.output"),
-    *("completion_tokens", "completionTokens", "outputTokens", "eval_count"),
+    *("completion_tokens", "completionTokens", "outputTokens", "outputUsage", "eval_count"),
 )
 LENGTH_FIELDS = (*_OWN_LENGTHS, *(body + usage for body in _BODIES for usage in _USAGES))
 # Units by the last word of a field's name.

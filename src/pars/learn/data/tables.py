@@ -28,7 +28,7 @@ def delimiter_of(start: bytes, suffixes: list[str]) -> str | None:
         return None
     best = max(DELIMITERS, key=lambda mark: len(names[mark]))
     told = [name.strip() for name in names[best]]
-    is_header = len(set(told)) == len(told) and all(len(it) <= _LONGEST_NAME for it in told)
+    is_header = all(len(it) <= _LONGEST_NAME for it in told)
     if len(told) > 1 and is_header:
         return best
     is_named_so = any(suffix.lower() in (".csv", ".tsv") for suffix in suffixes)
@@ -48,6 +48,8 @@ def csv_rows(file: IO[bytes], path: Path, delimiter: str) -> Iterator[dict[str, 
     try:
         rows = csv.reader(text, delimiter=delimiter, strict=True)
         columns = [name.strip() for name in next(rows)]
+        if twice := [name for name in columns if columns.count(name) > 1]:
+            raise DataError.at(path, f"its first line names the column {twice[0]!r} twice")
         for cells in rows:
             if not cells:
                 continue

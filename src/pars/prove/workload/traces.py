@@ -142,14 +142,12 @@ def _date_s(text: str) -> float | None:
 
 def _count(value: Any, name: str, path: Path, number: int) -> int:
     """A whole number of tokens, "10.0" too; 0 where there is none (empty, null, NaN)."""
-    from pars.learn.data.fields import number_of
+    from pars.learn.data.fields import is_nothing, number_of
 
+    if is_nothing(value):
+        return 0
     count = number_of(value)
-    if value is None or (count is not None and math.isnan(count)):
-        return 0
-    if isinstance(value, str) and value.strip().lower() in ("", "null", "none", "nan", "-"):
-        return 0
-    if count is None or count < 0 or count != int(count):
+    if count is None or count < 0 or count % 1:
         problem = f"column {name!r} must be a whole number of tokens, not {value!r}"
         raise DataError.at(path, problem, row=number)
     return int(count)

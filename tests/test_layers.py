@@ -25,7 +25,7 @@ FLOORS["cli"] = FLOORS["prove"] | {"prove", "score_service", "learn"}
 DOORS = {
     "score_service/server.py": ("pars.learn.training.checkpoint",),  # a .pt needs torch
     "prove/workload/make_workload.py": (
-        *("pars.learn.data.batches", "pars.learn.data.fields", "pars.learn.data.records"),
+        *("pars.learn.data.batches", "pars.learn.data.fields", "pars.learn.data.record_reader"),
     ),
     "prove/workload/traces.py": ("pars.learn.data.fields", "pars.learn.data.rows"),
 }

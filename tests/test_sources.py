@@ -3,7 +3,7 @@
 import pytest
 
 from pars.errors import DataError
-from pars.learn.data.records import Exchange, RecordReader
+from pars.learn.data.record_reader import Exchange, RecordReader
 from pars.learn.data.sources import SOURCES, records_source
 
 

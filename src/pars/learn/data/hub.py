@@ -12,7 +12,7 @@ from typing import Any
 
 from pars.errors import DataError, MissingExtra, ParsError
 from pars.learn.data.fields import field_of, is_wanted
-from pars.learn.data.records import NumberedRows
+from pars.learn.data.record_reader import NumberedRows
 from pars.learn.data.sources import Where
 from pars.learn.data.tables import first_line
 

@@ -14,14 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from pars.errors import DataError
-from pars.learn.data.chats import (
-    CHAT_KEYS,
-    NotUnderstood,
-    WrongShape,
-    answer_in,
-    answer_of_chat,
-    asked_in,
-)
+from pars.learn.data.answers import answer_in, answer_of_chat
+from pars.learn.data.chats import CHAT_KEYS, NotUnderstood, WrongShape, asked_in
 from pars.learn.data.fields import ABSENT, find, number_of
 
 PROMPT_FIELDS = (

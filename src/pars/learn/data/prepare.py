@@ -34,7 +34,7 @@ from pars.learn.data.pairs import (
     write_pairs,
 )
 from pars.learn.data.prepare_config import NO_TOKENIZER, PrepareConfig
-from pars.learn.data.records import Exchange, RecordReader, Row, told_of
+from pars.learn.data.record_reader import Exchange, RecordReader, Row, told_of
 from pars.learn.data.sources import SOURCES, Source, file_rows, records_source
 from pars.request.conversation import message_of
 

@@ -16,7 +16,7 @@ from pars.errors import DataError
 from pars.learn.data.batches import read_log
 from pars.learn.data.chats import role_named
 from pars.learn.data.fields import field_of, is_wanted, kind_of, text_of
-from pars.learn.data.records import Exchange, NumberedRows, RecordReader
+from pars.learn.data.record_reader import Exchange, NumberedRows, RecordReader
 from pars.request.conversation import with_note
 
 Where = tuple[tuple[str, str], ...]

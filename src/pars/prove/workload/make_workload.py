@@ -212,7 +212,7 @@ def _records(plan: WorkloadPlan, told: Header) -> Iterator[_Record]:
     """Prompts and answer lengths in tokens, row by row; rows that are left out are counted."""
     from pars.learn.data.batches import read_log
     from pars.learn.data.fields import is_wanted, text_of
-    from pars.learn.data.records import NO_ANSWER, NO_PROMPT, RecordReader
+    from pars.learn.data.record_reader import NO_ANSWER, NO_PROMPT, RecordReader
 
     assert plan.records is not None
     path = plan.records
@@ -262,14 +262,14 @@ def _records(plan: WorkloadPlan, told: Header) -> Iterator[_Record]:
 
 def _prompt_tokens(row: Mapping[str, Any], prompt: str, path: Path, number: int) -> int:
     """As the record counts them; else a token for every four characters."""
-    from pars.learn.data.records import prompt_tokens_in
+    from pars.learn.data.record_reader import prompt_tokens_in
 
     counted = prompt_tokens_in(row, path, number)
     return max(1, round(counted or len(message_of(prompt)) / CHARS_PER_TOKEN))
 
 
 def _limit(row: Mapping[str, Any], path: Path, number: int) -> int | None:
-    from pars.learn.data.records import limit_in
+    from pars.learn.data.record_reader import limit_in
 
     limit = limit_in(row, path, number)
     return None if limit is None else max(1, round(limit))

@@ -25,6 +25,7 @@ import uvloop
 from gateway_servers import NUM_PIECES
 from http_load import Caller, content_length
 
+PATH = "/v1/chat/completions"
 LAST_TOKEN = b" tok%d" % (NUM_PIECES - 1)
 
 
@@ -105,21 +106,22 @@ class ChatCaller(Caller):
         self.has_piece.cancel()
 
 
-def request_bytes(prompt: str, *, stream: bool) -> bytes:
+def request_bytes(path: str, prompt: str, *, stream: bool) -> bytes:
     messages = [{"role": "user", "content": prompt}]
     wanted = {"model": "fake", "messages": messages, "max_tokens": NUM_PIECES, "stream": stream}
     body = json.dumps(wanted).encode()
     head = (
-        "POST /v1/chat/completions HTTP/1.1\r\nhost: bench\r\nauthorization: Bearer sk-bench\r\n"
+        f"POST {path} HTTP/1.1\r\nhost: bench\r\nauthorization: Bearer sk-bench\r\n"
         f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body
 
 
-def requests_of(prompts: list[str], kind: str) -> list[bytes]:
+def requests_of(path: str, prompts: list[str], kind: str) -> list[bytes]:
     streams = {"plain": [False], "stream": [True], "mixed": [False, True]}[kind]
     return [
-        request_bytes(prompt, stream=streams[n % len(streams)]) for n, prompt in enumerate(prompts)
+        request_bytes(path, prompt, stream=streams[n % len(streams)])
+        for n, prompt in enumerate(prompts)
     ]
 
 
@@ -138,7 +140,7 @@ async def load(url: str, prompts: list[str], options: argparse.Namespace) -> dic
 
     Where a server is so slow that not even one answer a caller falls into that time, all count.
     """
-    requests = requests_of(prompts, options.kind)
+    requests = requests_of(options.path, prompts, options.kind)
     began_s = time.perf_counter()
     start_s, end_s = began_s + options.seconds / 4, began_s + options.seconds * 5 / 4
     if options.num_requests:
@@ -179,7 +181,7 @@ def quantiles_ms(prefix: str, delays_s: list[float]) -> dict[str, float]:
 
 
 async def hold(url: str, prompts: list[str], num_streams: int, limit_s: float) -> None:
-    requests = requests_of(prompts, "stream")
+    requests = requests_of(PATH, prompts, "stream")
     callers = [ChatCaller(requests, n, math.inf, iter(range(1 << 30))) for n in range(num_streams)]
     async with asyncio.timeout(limit_s):
         await connected(url, callers)
@@ -194,6 +196,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("url")
+    parser.add_argument("--path", default=PATH, help="another that ends so is not scored")
     parser.add_argument("--callers", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--spread-s", type=float, default=0.0, help="between first and last caller")

@@ -119,15 +119,13 @@ def relayed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Rec
         yield url, record
 
 
-def test_a_field_arrives_byte_for_byte_where_it_is_utf8(tmp_path: Path) -> None:
-    """Other bytes arrive as the UTF-8 of the Latin-1 that they stand for."""
+def test_a_field_arrives_byte_for_byte(tmp_path: Path) -> None:
+    """In whatever encoding it is."""
     seen: list[bytes] = []
     with scripted_upstream(answering(seen)) as up, gateway_to(up, tmp_path) as (url, _):
         sent = get("/x").replace(b"\r\n\r\n", b"\r\nA: \xc3\xa9\ta  b\r\nB: \xe9\r\n\r\n")
         exchange(url, sent)
-    assert dict(fields_of(seen[0])) | {b"a": b"\xc3\xa9\ta  b", b"b": b"\xc3\xa9"} == dict(
-        fields_of(seen[0])
-    )
+    assert {(b"a", b"\xc3\xa9\ta  b"), (b"b", b"\xe9")} <= set(fields_of(seen[0]))
 
 
 # Who we are, and who it is
@@ -236,7 +234,7 @@ def test_a_proxy_of_the_environment_is_asked(
         with gateway_to("http://engine.example:8000", tmp_path) as (url, _):
             assert httpx.get(f"{url}/v1/models", trust_env=False).content == b"ok"
         monkeypatch.setenv("no_proxy", "engine.example")
-        assert Upstream("http://engine.example:8000").proxy is None
+        assert not Upstream("http://engine.example:8000").has_proxy
     assert seen[0].startswith(b"GET http://engine.example:8000/v1/models HTTP/1.1\r\n")
     assert (b"host", b"engine.example:8000") in fields_of(seen[0])
 
@@ -249,8 +247,8 @@ def test_an_upstream_on_this_machine_is_asked_directly(
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("http_proxy", "http://192.0.2.1:3128")
-    assert Upstream(f"http://{host}:8000").proxy is None
-    assert Upstream("http://192.0.2.7:8000").proxy == "http://192.0.2.1:3128"
+    assert not Upstream(f"http://{host}:8000").has_proxy
+    assert Upstream("http://192.0.2.7:8000").has_proxy
 
 
 # Connections that are clean, or not used again

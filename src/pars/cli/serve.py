@@ -192,7 +192,7 @@ def gateway(
         api_key=settings.upstream_key,
         ca_file=settings.upstream_ca_file,
     )
-    if server.proxy:
+    if server.has_proxy:
         log.info("the upstream is asked through the proxy that the environment names")
     for line in unknown_variables():
         log.warning("%s", line)

@@ -14,8 +14,8 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Iterable
-from contextlib import AbstractAsyncContextManager, suppress
+from collections.abc import Awaitable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,13 +53,13 @@ class BusyError(ProbeError):
 class _Stream:
     """One request of the probe; `started` is set by the first byte of its answer's body."""
 
-    request: AbstractAsyncContextManager[Answer]
+    request: Awaitable[Answer]
     frees_its_slot: bool  # once it has begun
     started: asyncio.Event = field(default_factory=asyncio.Event)
     reading: asyncio.Task[None] | None = None
 
     async def read(self, order: list["_Stream"]) -> None:
-        async with self.request as answer:
+        with await self.request as answer:
             piece = await answer.read()
             text = piece[:200].decode(errors="replace")
             is_error = answer.status != 200 or '"error"' in text
@@ -208,7 +208,7 @@ class Probe:
             *key_header(),
         ]
         sent = asyncio.get_running_loop().create_future()
-        request = self._upstream.request(
+        request = self._upstream.ask(
             "POST",
             b"/v1/completions",
             headers,

@@ -74,8 +74,6 @@ class ClientProtocol(HttpToolsProtocol):
             if self._num_overhead_bytes > MAX_DROPPED_BYTES:
                 self.transport.close()
             return
-        if self._timer is None and not self._num_owed:
-            self._await_head()  # even an empty line may begin a request
         for start in range(0, len(data), PIECE_BYTES):
             self._take(data[start : start + PIECE_BYTES])
             if self._is_deaf or self.transport.is_closing():
@@ -83,6 +81,7 @@ class ClientProtocol(HttpToolsProtocol):
             if self._num_overhead_bytes > MAX_OVERHEAD_BYTES:
                 self._refuse(431, "a request's head, trailers or chunk extensions without end")
                 return
+        self._await_the_rest()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -123,12 +122,6 @@ class ClientProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._is_in_head = True
-        if self._timer is None:  # a later request on a connection that was kept
-            self._await_head()
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self._is_in_head:  # others are trailers, which never become fields of the head
-            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self._method = self.parser.get_method()
@@ -140,17 +133,16 @@ class ClientProtocol(HttpToolsProtocol):
         if self.parser.should_upgrade():
             return
         super().on_headers_complete()
+        self.headers = []  # where trailers go, which never become fields of the head
         self._is_in_head, self._is_in_body = False, True
         self._num_owed += 1
         self._stop_timer()
-        self._await_body()
         if self._version == "1.0":
             cycle = self.cycle
             cycle.send = _UntilClose(cycle).send  # type: ignore[method-assign]
 
     def on_body(self, body: bytes) -> None:
         self._num_overhead_bytes = 0
-        self._last_byte_s = self.loop.time()
         super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -180,13 +172,17 @@ class ClientProtocol(HttpToolsProtocol):
 
     def _problem(self) -> str:
         """What about the request's head leaves a doubt; empty: nothing."""
-        codings = [value for name, value in self.headers if name == b"transfer-encoding"]
-        hosts = [value for name, value in self.headers if name == b"host"]
+        codings, hosts = [], []
+        for name, value in self.headers:
+            if name == b"host":
+                hosts.append(value)
+            elif name == b"transfer-encoding":
+                codings.append(value.lower())
         if self._version not in VERSIONS:
             return f"HTTP/{self._version} is not spoken here"
         if not self.url.startswith(b"/") or b"#" in self.url or self._method == b"CONNECT":
             return "the target must be a path"
-        if codings and ([it.lower() for it in codings] != [b"chunked"] or self._version == "1.0"):
+        if codings and (codings != [b"chunked"] or self._version == "1.0"):
             return "the only transfer coding is chunked, once, in HTTP/1.1"
         if len(hosts) > 1 or (not hosts and self._version != "1.0"):
             return "a request has one Host field"
@@ -243,8 +239,16 @@ class ClientProtocol(HttpToolsProtocol):
 
     # Time
 
+    def _await_the_rest(self) -> None:
+        """Have a timer for what is still to come, if anything is; most requests come at once."""
+        if self._is_in_body:
+            self._last_byte_s = self.loop.time()
+            if self._timer is None:
+                self._timer = self.loop.call_later(self.body_timeout_s, self._look_at_body)
+        elif self._timer is None and (self._is_in_head or not self._num_owed):
+            self._await_head()  # not owed: an empty line, which may begin a request
+
     def _await_head(self) -> None:
-        self._num_overhead_bytes = 0
         self._timer = self.loop.call_later(self.head_timeout_s, self._give_up_head)
 
     def _give_up_head(self) -> None:
@@ -252,10 +256,6 @@ class ClientProtocol(HttpToolsProtocol):
             self._refuse(408, f"no whole head within {self.head_timeout_s:g} seconds")
         else:
             self.transport.close()
-
-    def _await_body(self) -> None:
-        self._last_byte_s = self.loop.time()
-        self._timer = self.loop.call_later(self.body_timeout_s, self._look_at_body)
 
     def _look_at_body(self) -> None:
         """End a body that stopped coming, unless it is we who do not read it."""

@@ -1,5 +1,10 @@
 """
-Connections to the upstream: aiohttp's, each kept for further requests only while it is clean.
+Connections to the upstream: aiohttp's pool and parser, under requests that we write ourselves.
+
+A relay has its request's head as bytes already, and hands an answer's over as bytes. Of aiohttp's
+client it needs what is hard: TLS, proxies, name look-up, kept connections, and a parser that many
+people attack. What lies above those (redirects, cookies, decoding, a request and a response as
+objects) it would have to switch off, at twice the cost of all the rest.
 
 aiohttp (3.14) keeps a connection on which more came than the answer, and takes what came for the
 answer to the next request. Here the first byte that nobody asked for closes its connection. This
@@ -7,15 +12,32 @@ file is the only one that knows aiohttp's inner side; tests/test_gateway_upstrea
 relies on.
 """
 
-from collections.abc import Callable
-from contextvars import ContextVar
+import asyncio
+from collections import deque
 from functools import partial
 from typing import Any
 
-from aiohttp import BaseConnector, ClientPayloadError, TCPConnector, UnixConnector
+from aiohttp import (
+    BaseConnector,
+    ClientPayloadError,
+    ClientRequest,
+    ClientTimeout,
+    StreamReader,
+    TCPConnector,
+    UnixConnector,
+)
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
+from aiohttp.http import RawResponseMessage, StreamWriter
 from aiohttp.http_exceptions import HttpProcessingError
+
+from pars.serving.place import Place
+
+# Servers close idle connections, uvicorn and so vLLM after 5 s. Giving them up before that avoids
+# the race in which a request is written just as the other side closes.
+MAX_IDLE_S = 4.0
+MAX_FIELD_BYTES = 64 * 1024  # of an answer's field
+MAX_FIELDS = 512
 
 
 class Line(ResponseHandler):
@@ -24,6 +46,7 @@ class Line(ResponseHandler):
 
     Attributes:
         is_kept: It has carried an exchange before.
+        idle_since_s: When its last exchange ended, by the event loop's clock.
         is_silent: No byte of the answer has come.
         sent_bad_http: What came is no HTTP.
     """
@@ -31,18 +54,74 @@ class Line(ResponseHandler):
     is_kept = False
     is_silent = True
     sent_bad_http = False
+    idle_since_s = 0.0
+    connection: Connection  # aiohttp's account of it
     _has_answer = True  # before the first exchange no byte is due either
 
-    def set_response_params(self, **params: Any) -> None:
-        """Get ready for the answer to a request."""
+    def begin(self, *, may_have_body: bool, timeout_s: float) -> None:
+        """Get ready for the answer to a request; HEAD gets one without a body."""
         self.is_silent = True
         self._has_answer = self.sent_bad_http = False
-        super().set_response_params(**params)
-        self.heard()  # aiohttp's own count begins when the whole request has been written
+        self.set_response_params(
+            skip_payload=not may_have_body,
+            read_until_eof=True,
+            auto_decompress=False,
+            read_timeout=timeout_s or None,
+            max_field_size=MAX_FIELD_BYTES,
+            max_headers=MAX_FIELDS,
+        )
+        self.heard()
 
     def heard(self) -> None:
         """Begin anew to count how long the upstream is silent."""
-        self.start_timeout()
+        self._heard_at_s = self._loop.time()
+        if self._read_timeout_handle is None and self._read_timeout:
+            self._read_timeout_handle = self._loop.call_later(
+                self._read_timeout, self._on_read_timeout
+            )
+
+    def write(self, data: bytes) -> None:
+        """Send all of it, however long that takes."""
+        if self.transport is None or self.transport.is_closing():
+            raise ConnectionResetError
+        self.transport.write(data)
+
+    def writer(self, *, is_chunked: bool) -> StreamWriter:
+        """For a body in pieces; waits where the upstream does not read."""
+        writer = StreamWriter(self, self._loop)
+        if is_chunked:
+            writer.enable_chunking()
+        return writer
+
+    async def head(self) -> tuple[RawResponseMessage, StreamReader]:
+        """The answer's head and its body; interim answers (100, 103) are passed over."""
+        while True:
+            message, body = await self.read()
+            if message.code >= 200 or message.code == 101:
+                return message, body
+
+    @property
+    def is_free(self) -> bool:
+        """Whether another exchange may begin on it."""
+        return self.is_connected() and not self.should_close
+
+    def leave(self) -> None:
+        """Close the connection at once, without sending what is still buffered."""
+        self.abort()
+        self.connection.close()
+
+    # What aiohttp calls
+
+    def _reschedule_timeout(self) -> None:
+        self.heard()  # one timer for all pieces of an answer
+
+    def _on_read_timeout(self) -> None:
+        self._read_timeout_handle = None
+        left_s = self._heard_at_s + (self._read_timeout or 0.0) - self._loop.time()
+        if left_s > 0:
+            self._read_timeout_handle = self._loop.call_later(left_s, self._on_read_timeout)
+        else:
+            super()._on_read_timeout()
 
     def feed_data(self, data: Any, size: int = 0) -> None:
         message, payload = data
@@ -53,9 +132,13 @@ class Line(ResponseHandler):
         if message.code >= 200:
             payload.on_eof(self._answered)
 
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        # aiohttp calls this for each piece that is read, maybe of the exchange before.
+        if self._reading_paused:
+            super().resume_reading(resume_parser)
+
     def data_received(self, data: bytes) -> None:
-        if data:  # else the reader of a body, maybe of the exchange before, has taken a piece
-            self.is_silent = False
+        self.is_silent = False
         had_answer = self._has_answer
         if not had_answer:
             super().data_received(data)
@@ -92,63 +175,69 @@ class Line(ResponseHandler):
             return True
 
 
-class Attempt:
+class Pool:
     """
-    One request, and what becomes of its connection; `CURRENT` while it is sent.
+    The connections to one place, on one event loop.
 
     Args:
-        on_connect: Called when it has a connection, just before it is written.
+        keeps: They are kept for further requests; else each request has one of its own.
+        connect_timeout_s: To open one.
     """
 
-    def __init__(self, on_connect: Callable[[], None] | None = None) -> None:
-        self.line: Line | None = None
-        self._was_kept = False
-        self._on_connect = on_connect
+    def __init__(self, place: Place, *, keeps: bool, connect_timeout_s: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._keeps = keeps
+        self._idle: deque[Line] = deque()
+        options: dict[str, Any] = {"limit": 0, "force_close": True}
+        self._connector: BaseConnector = (
+            UnixConnector(path=place.socket_path, **options)
+            if place.socket_path
+            else TCPConnector(**options)
+        )
+        make_line: Any = partial(Line, loop=self._loop)
+        self._connector._factory = make_line
+        # Tells where to connect to; it is never sent.
+        self._request = ClientRequest(
+            "GET", place.base, loop=self._loop, ssl=place.tls, proxy=place.proxy
+        )
+        self._timeout = ClientTimeout(total=None, sock_connect=connect_timeout_s)
 
-    @property
-    def was_idle(self) -> bool:
-        """Whether its connection was kept from before, and no byte of an answer came on it."""
-        return self._was_kept and self.line is not None and self.line.is_silent
+    async def line(self, *, is_new: bool = False) -> Line:
+        """
+        A connection for one exchange; `give_back` it afterwards, or `Line.leave` it.
 
-    def begin_on(self, line: Line) -> None:
-        """Take this connection."""
-        self.line, self._was_kept = line, line.is_kept
-        line.is_kept = True
-        if self._on_connect is not None:
-            self._on_connect()
+        Args:
+            is_new: None that was kept. Those are closed, since the last one turned out to be dead.
 
-    def abort(self) -> None:
-        """Close the connection at once, without sending what is still buffered."""
-        if self.line is not None:
-            self.line.abort()
+        Raises:
+            aiohttp.ClientError, OSError: it cannot be had.
+        """
+        while self._idle:
+            line = self._idle.pop()
+            if not is_new and line.is_free and not self._is_stale(line):
+                return line
+            line.leave()
+        connection = await self._connector.connect(self._request, [], self._timeout)
+        made = connection.protocol
+        assert isinstance(made, Line)
+        made.connection = connection
+        return made
 
+    def give_back(self, line: Line) -> None:
+        """Keep the connection for another exchange if it is clean, else close it."""
+        if self._keeps and line.is_free:
+            line.idle_since_s = self._loop.time()
+            self._idle.append(line)
+        else:
+            line.leave()
+        while self._idle and self._is_stale(self._idle[0]):
+            self._idle.popleft().leave()
 
-CURRENT: ContextVar[Attempt] = ContextVar("attempt")
+    async def close(self) -> None:
+        """Close all connections, and see them closed."""
+        while self._idle:
+            self._idle.pop().leave()
+        await self._connector.close()
 
-
-class _CleanConnector(BaseConnector):
-    """Makes its connections `Line`s, and gives a second attempt only new ones."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self._factory: Any = partial(Line, loop=self._loop)
-
-    async def connect(self, *args: Any, **named: Any) -> Connection:
-        attempt = CURRENT.get()
-        while True:
-            connection = await super().connect(*args, **named)
-            line = connection.protocol
-            assert isinstance(line, Line)
-            if attempt.line is None or not line.is_kept:
-                break
-            connection.close()
-        attempt.begin_on(line)
-        return connection
-
-
-class CleanTCPConnector(_CleanConnector, TCPConnector):
-    """For http and https."""
-
-
-class CleanUnixConnector(_CleanConnector, UnixConnector):
-    """For a server that listens on a Unix socket."""
+    def _is_stale(self, line: Line) -> bool:
+        return self._loop.time() - line.idle_since_s > MAX_IDLE_S

@@ -21,6 +21,9 @@ from pars.serving.upstream import Upstream, UpstreamError
 
 log = logging.getLogger("pars")
 
+# A task that waits for the client to leave costs a tenth of a request. What is answered sooner than
+# this needs none.
+WATCH_AFTER_S = 0.01
 MAX_WHOLE_BYTES = 1 << 20  # a larger body is sent in pieces though it is here
 
 
@@ -71,7 +74,7 @@ class Relay:
         self._num_in_flight += 1
         answer = _Answer(send)
         try:
-            async with _Client(first, receive) as client:
+            with _Client(first, receive) as client:
                 await self._exchange(scope, client, answer)
         except ClientGone:
             self._clients_gone.inc()
@@ -87,20 +90,23 @@ class Relay:
 
     async def _exchange(self, scope: Scope, client: "_Client", answer: "_Answer") -> None:
         query = scope["query_string"]
-        request = self.upstream.request(
+        response = await self.upstream.ask(
             scope["method"],
             scope["raw_path"] + (b"?" + query if query else b""),
             scope["headers"],
             client.body(),
             # A generation too: twice made it costs tokens, and the first was never answered.
-            may_repeat=reader_of(scope["path"]) is not None,
+            may_repeat=lambda: reader_of(scope["path"]) is not None,
         )
-        async with request as response:
+        with response:
             await answer.start(response.status, response.headers)
-            while not response.is_finished:
-                piece = await response.read()
-                await answer.body(piece, is_last=response.is_finished)
-            await answer.end()
+            is_whole = False
+            while not is_whole:
+                piece = b"" if response.is_finished else await response.read()
+                is_whole = response.is_finished
+                await answer.send(
+                    {"type": "http.response.body", "body": piece, "more_body": not is_whole}
+                )
 
 
 class _Answer:
@@ -108,22 +114,13 @@ class _Answer:
 
     def __init__(self, send: Send) -> None:
         self.has_started = False
-        self._has_ended = False
-        self._send = send
+        self.send = send
 
     async def start(self, status: int, headers: Headers) -> None:
         if status in (204, 304):  # they have no body, whatever length they tell
             headers = [header for header in headers if header[0].lower() != b"content-length"]
         self.has_started = True
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
-
-    async def body(self, data: bytes, *, is_last: bool) -> None:
-        self._has_ended = is_last
-        await self._send({"type": "http.response.body", "body": data, "more_body": not is_last})
-
-    async def end(self) -> None:
-        if not self._has_ended:
-            await self.body(b"", is_last=True)
+        await self.send({"type": "http.response.start", "status": status, "headers": headers})
 
 
 class _Client:
@@ -139,13 +136,16 @@ class _Client:
         self._is_gone = False
         self._is_over = False
         self._watch: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
-    async def __aenter__(self) -> Self:
+    def __enter__(self) -> Self:
         self._task = asyncio.current_task()
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    def __exit__(self, *_: object) -> None:
         self._is_over = True
+        if self._timer is not None:
+            self._timer.cancel()
         if self._watch is not None:
             self._watch.cancel()
         if self._is_gone:
@@ -174,6 +174,10 @@ class _Client:
         raise ClientGone
 
     def _begin_watch(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(WATCH_AFTER_S, self._look)
+
+    def _look(self) -> None:
         self._watch = asyncio.create_task(self._wait())
 
     async def _wait(self) -> None:

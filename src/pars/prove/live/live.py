@@ -141,7 +141,7 @@ class Client:
 
         sent = [*headers, (b"content-type", b"application/json")]
         try:
-            async with self.upstream.request(
+            with await self.upstream.ask(
                 "POST", path.encode(), sent, body, on_connect=note_sent
             ) as response:
                 await _check_head(response)

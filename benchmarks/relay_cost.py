@@ -3,11 +3,11 @@ What the gateway's relay costs a request, beside the relay before it and vllm-ro
 
     python benchmarks/relay_cost.py
 
-The servers take turns in short rounds, so that the machine's moods hit them alike, and what counts is
-the median of the CPU time that a request took; it moves less than requests a second where others
+The servers take turns in short rounds, so that the machine's moods hit them alike, and what counts
+is the median of the CPU time that a request took; it moves less than requests a second where others
 use the machine too. Our relays get a path that is relayed without being scored, as the router does
-with its own; the upstream (benchmarks/gateway_servers.py) answers at once. The relay before is that of
-commit 93b0cb8, unpacked into build/. The last line of stdout is one JSON with all above it.
+with its own; the upstream (benchmarks/gateway_servers.py) answers at once. The relay before is that
+of commit 93b0cb8, unpacked into build/. The last line of stdout is one JSON with all above it.
 """
 
 import argparse
@@ -33,9 +33,8 @@ from gateway_proxies import (
     rival_server,
     running,
 )
-from serve import cpu_seconds
-
 from pars.ranking.ranker import boxed_ranker
+from serve import cpu_seconds
 
 HERE = Path(__file__).resolve().parent
 BUILD = HERE.parent / "build"
@@ -125,8 +124,8 @@ def main() -> None:
             report[kind] = points = measure(servers, kind, options)
             for name, point in points.items():
                 shares = [
-                    f"{points[other]['cpu_us'] / point['cpu_us']:.2f} of {other}'s rate a CPU second"
-                    for other in points
+                    f"{rival['cpu_us'] / point['cpu_us']:.2f} of {other}'s rate a CPU second"
+                    for other, rival in points.items()
                     if name == "relay" and other != name
                 ]
                 told = f"{point['cpu_us']:6.0f} us CPU {point['requests_per_s']:7.0f} requests/s"

@@ -40,7 +40,7 @@ from gateway_proxies import (
     running,
 )
 from gateway_servers import NUM_PIECES
-from pars.ranking.ranker import boxed_ranker
+from pars.ranking.ranker import bundled_ranker
 from serve import cpu_seconds, make_minilm, met, packaged_minilm, peak_mib, read_prompts
 
 HERE = Path(__file__).resolve().parent
@@ -281,7 +281,7 @@ def main() -> None:
     )
     parser.add_argument("--minilm-ranker", type=Path, help="else --model-name is exported")
     parser.add_argument("--model-name", default=packaged_minilm(), help="encoder folder or name")
-    parser.add_argument("--lite-ranker", type=Path, default=boxed_ranker())
+    parser.add_argument("--lite-ranker", type=Path, default=bundled_ranker())
     parser.add_argument("--litellm-venv", type=Path, default=build / "litellm")
     parser.add_argument("--vllm-router-venv", type=Path, default=build / "vllm-router")
     parser.add_argument("--json-out", type=Path)

@@ -5,7 +5,7 @@ The noise ceiling of every data set with repeated answers, and how near rankers 
 
 `pars noise` on each set as a user would run it. Where there are prompts enough, a lite ranker is
 trained on four fifths of them and evaluated on the rest, whose repeated answers tell the ceiling
-there; elsewhere stand TF-IDF with ridge regression in five folds, and the ranker in the box, which
+there; elsewhere stand TF-IDF with ridge regression in five folds, and the bundled ranker, which
 has seen neither the prompts nor the models. The last line of stdout is one JSON document.
 PARS_SHARED names the folder with data/*.jsonl.gz (default ../shared); they are not part of the
 project, and without them there is nothing to run.
@@ -104,9 +104,9 @@ def lite(records: Path, folder: Path) -> dict:
 
 
 def untrained(records: Path, folder: Path) -> dict:
-    """The same of the ranker in the box."""
+    """The same of the bundled ranker."""
     pars("evaluate", "--data", records, "--output-dir", folder)
-    return beside_ceiling(folder / "evaluation.json", "the box's lite")
+    return beside_ceiling(folder / "evaluation.json", "the bundled ranker")
 
 
 def beside_ceiling(evaluation: Path, name: str) -> dict:

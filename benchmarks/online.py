@@ -28,7 +28,7 @@ import numpy as np
 from pars.learn.evaluation.online import signals_of_row
 from pars.ranking.online.ranker import OnlineRanker
 from pars.ranking.order_metrics import kendall_tau_b
-from pars.ranking.ranker import Ranker, boxed_ranker
+from pars.ranking.ranker import Ranker, bundled_ranker
 from pars.request.conversation import with_note
 from pars.request.features import Signals
 
@@ -54,7 +54,7 @@ Asked = tuple[str, Signals, float]  # text, signals, answer tokens
 def main() -> None:
     if not (SHARED / "data").is_dir():
         sys.exit(f"{SHARED}/data is not there: set PARS_SHARED")
-    bundled, results = Ranker.load(boxed_ranker()), {}
+    bundled, results = Ranker.load(bundled_ranker()), {}
     for name, rows in data_sets():
         results[name] = result = measured(rows, bundled)
         print(f"\n{name}: {result['num_learned']:,} learned, {result['num_held_out']:,} held out")

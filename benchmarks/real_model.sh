@@ -78,9 +78,9 @@ learn() {
         pars train --model lite --train-data "$work/data/train_data.json" \
             --val-data "$work/data/val_data.json" --output-dir "$work/run"
     fi
-    local boxed
-    boxed=$(.venv/bin/python -c 'from pars.ranking.ranker import boxed_ranker; print(boxed_ranker())')
-    for ranker in boxed=$boxed own=$work/run/ranker; do
+    local bundled
+    bundled=$(.venv/bin/python -c 'from pars.ranking.ranker import bundled_ranker; print(bundled_ranker())')
+    for ranker in bundled=$bundled own=$work/run/ranker; do
         echo "== the ${ranker%%=*} ranker on prompts that it never saw"
         pars evaluate --ranker "${ranker#*=}" --data "$work/data/val_data.json" \
             --train-data "$work/data/train_data.json" --output-dir "$work/evaluation_${ranker%%=*}"

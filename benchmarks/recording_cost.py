@@ -126,7 +126,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         few = uvloop.run(measure(Path(folder), 1, seconds))
         many = uvloop.run(measure(Path(folder), MANY_EVENTS, seconds))
-    print(f"CPU time of the middleware, {platform.machine()}; of the ranker in the box too")
+    print(f"CPU time of the middleware, {platform.machine()}; of the bundled ranker too")
     print(f"  {'kept':<20} {'us a request':>13} {'added':>6} {'us an event':>12}")
     rows = {}
     for name, request_us in few.items():

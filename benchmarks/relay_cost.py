@@ -33,7 +33,7 @@ from gateway_proxies import (
     rival_server,
     running,
 )
-from pars.ranking.ranker import boxed_ranker
+from pars.ranking.ranker import bundled_ranker
 from serve import cpu_seconds
 
 HERE = Path(__file__).resolve().parent
@@ -58,7 +58,7 @@ def former_source() -> Path:
 def server_of(name: str, port: int, upstream: str, folder: Path, venv: Path) -> Server:
     if name == "vllm-router":
         return rival_server(name, port, upstream, venv, folder)
-    server = own_server("relay", port, upstream, {"lite": boxed_ranker()})
+    server = own_server("relay", port, upstream, {"lite": bundled_ranker()})
     if name == "former":
         source = {"PYTHONPATH": str(former_source())}
         return replace(server, environment={**server.environment, **source})

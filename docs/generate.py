@@ -134,7 +134,7 @@ def own_traffic(start: str) -> str:
         cells = [_spread([run["tau_b"] for run in same if run["start"] == it]) for it in starts]
         judged = [run["is_promoted"] for run in same if run["start"] == start]
         lines.append(
-            f"| {data} | {num_requests:,} | {same[0]['tau_b_boxed']:.3f} | {' | '.join(cells)} "
+            f"| {data} | {num_requests:,} | {same[0]['tau_b_bundled']:.3f} | {' | '.join(cells)} "
             f"| {sum(judged)} of {len(judged)} |"
         )
     return "\n".join([*lines[:2], *sorted(lines[2:], key=lambda line: line.split("|")[1])])

@@ -1,5 +1,5 @@
 """
-How much own traffic is enough: tau-b against the requests seen, from the boxed ranker or scratch.
+How much own traffic is enough: tau-b against the requests seen, from the bundled ranker or scratch.
 
     python experiments/own_traffic.py --records FOLDER     # goes on where it stopped
 
@@ -26,13 +26,13 @@ from pars.learn.own_traffic.from_outcomes import LearnConfig, compare, train_can
 from pars.learn.own_traffic.own_traffic import Request, rows_of, split_by_time
 from pars.learn.training.processes import joined_processes
 from pars.ranking.order_metrics import pair_sums
-from pars.ranking.ranker import Ranker, boxed_ranker
+from pars.ranking.ranker import Ranker, bundled_ranker
 
 RESULTS = Path(__file__).with_suffix(".jsonl")
 SETS = ("alpaca_davinci003", "sharegpt")
 NUM_TEST = 2_000  # prompts: an interval of 0.03, and the scoring takes less than the training
-# Share of the boxed ranker's weights that a candidate starts with, the rest being a new network's.
-STARTS = {"boxed": 1.0, "half": 0.5, "scratch": 0.0}
+# Share of the bundled ranker's weights that a candidate starts with; the rest is a new network's.
+STARTS = {"bundled": 1.0, "half": 0.5, "scratch": 0.0}
 SEEDS = {100: 3, 300: 3, 1_000: 3, 3_000: 3, 10_000: 1}
 
 
@@ -99,7 +99,7 @@ def measure(
         older, newest = split_by_time(seen, config.newest_share)
         training, _ = train_candidate(
             config,
-            boxed_ranker(),
+            bundled_ranker(),
             rows_of(older),
             Path(folder),
             processes,
@@ -107,13 +107,13 @@ def measure(
         )
     seconds = time.perf_counter() - started
     scores = training.score([request.row.prompt for request in newest])
-    judged = compare(boxed_ranker(), scores, newest, config.num_resamples)
+    judged = compare(bundled_ranker(), scores, newest, config.num_resamples)
     prompts, lengths = [row.prompt for row in test], [row.answer_length for row in test]
     return {
         "num_test": len(test),
         "tau_b": round(pair_sums(training.score(prompts), lengths).tau_b(), 4),
-        "tau_b_boxed": round(
-            pair_sums(Ranker.load(boxed_ranker()).score(prompts), lengths).tau_b(), 4
+        "tau_b_bundled": round(
+            pair_sums(Ranker.load(bundled_ranker()).score(prompts), lengths).tau_b(), 4
         ),
         "val_accuracy": round(training.progress.best_val_accuracy, 4),
         "difference": judged.difference.as_json(),

@@ -19,7 +19,7 @@ from pars.prove.live.bench import run_bench
 from pars.prove.live.bench_plan import BenchOptions, scores_for
 from pars.prove.report.times import read_result
 from pars.prove.workload.workload import WorkloadRequest, read_workload, write_workload
-from pars.ranking.ranker import boxed_ranker
+from pars.ranking.ranker import bundled_ranker
 
 from fake_engine import FakeEngine
 from rankers import lite_ranker
@@ -345,7 +345,7 @@ def test_a_ranker_beside_a_gateway_sees_what_that_sees(tmp_path):
 
 
 def test_the_ranker_is_asked_before_the_run_and_its_cost_is_told(tmp_path):
-    """The boxed ranker's scores become priorities; milliseconds a prompt stand in the header."""
+    """The bundled ranker's scores become priorities; milliseconds a prompt stand in the header."""
     server = Server()
     prompts = ["What is 2 + 2?", "Write a detailed essay on the history of Rome."]
     with serve_in_thread(server) as url:
@@ -361,7 +361,7 @@ def test_the_ranker_is_asked_before_the_run_and_its_cost_is_told(tmp_path):
 def test_several_rankers_run_side_by_side(tmp_path):
     """Each under its own name, and its cost too; a name without a folder is an error."""
     with serve_in_thread(Server()) as url:
-        named = {"own": boxed_ranker()}
+        named = {"own": bundled_ranker()}
         result = bench(tmp_path, url, ["a", "b"], "ranker", "ranker:own@30", rankers=named)
 
         with pytest.raises(ParsError, match="policy ranker:other: give its folder: --ranker other"):

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from pars.cli.main import commands
 from pars.errors import DataError, ParsError
 from pars.learn.evaluation.evaluate import evaluate, render
-from pars.ranking.ranker import RankerInfo, boxed_ranker
+from pars.ranking.ranker import RankerInfo, bundled_ranker
 
 from rankers import lite_ranker, rows, write_data
 
@@ -182,7 +182,7 @@ def test_a_wrong_option_is_named(ranker, tmp_path, arguments):
     assert arguments[0] in str(run.exception)
 
 
-def test_the_boxed_ranker_orders_real_prompts_it_never_saw(tmp_path):
+def test_the_bundled_ranker_orders_real_prompts_it_never_saw(tmp_path):
     """Real prompts of a set it was not trained on: its interval lies above 0.1."""
     path = SHARED / "data/instruction_alpaca_davinci003.jsonl.gz"
     if not path.is_file():
@@ -191,6 +191,6 @@ def test_the_boxed_ranker_orders_real_prompts_it_never_saw(tmp_path):
         part = [line for line, _ in zip(file, range(2000), strict=False)]
     (tmp_path / "part.jsonl").write_text("".join(part))
 
-    result = evaluate(boxed_ranker(), tmp_path / "part.jsonl")
+    result = evaluate(bundled_ranker(), tmp_path / "part.jsonl")
 
     assert result.overall["ranker"].tau_b.low > 0.1

@@ -24,7 +24,7 @@ from pars.learn.own_traffic.versions import Versions
 from pars.learn.training.warm_start import warm_start
 from pars.outcomes.records import Outcome
 from pars.ranking.live_ranker import LiveRanker
-from pars.ranking.ranker import Ranker, boxed_ranker
+from pars.ranking.ranker import Ranker, bundled_ranker
 from pars.serving.gateway import UVICORN_OPTIONS, Gateway
 from pars.serving.settings import Settings
 from pars.serving.upstream import Upstream
@@ -68,7 +68,7 @@ def traffic(num_requests, length_of):
 
 
 def terse_stories(number, is_story):
-    """The other way round than the ranker in the box expects it: stories are short."""
+    """The other way round than the bundled ranker expects it: stories are short."""
     return 20 + number % 7 if is_story else 400 + number % 7
 
 
@@ -158,7 +158,7 @@ def test_the_same_message_after_another_answer_is_the_same_prompt():
 
 
 def test_a_better_candidate_is_promoted_and_says_what_it_was_trained_on(learned):
-    """Trained on the older 240, judged on the newest 60; the boxed ranker is version 1."""
+    """Trained on the older 240, judged on the newest 60; the bundled ranker is version 1."""
     ranker, report = learned
 
     note = json.loads((ranker / "learn.json").read_text())
@@ -174,7 +174,7 @@ def test_a_better_candidate_is_promoted_and_says_what_it_was_trained_on(learned)
     )
     assert story < name
     first = ranker.parent / "ranker.versions/0001"
-    assert (first / "model.onnx").read_bytes() == (boxed_ranker() / "model.onnx").read_bytes()
+    assert (first / "model.onnx").read_bytes() == (bundled_ranker() / "model.onnx").read_bytes()
 
 
 def test_a_candidate_that_may_be_better_by_chance_is_not_promoted(tmp_path):
@@ -268,7 +268,7 @@ def test_a_version_after_a_rollback_gets_a_new_number(tmp_path):
     """Version 3 comes after 1, when 2 was rolled back; a number is never given twice."""
     versions = Versions(tmp_path / "ranker")
     with versions.locked():
-        versions.start(boxed_ranker())
+        versions.start(bundled_ranker())
         promote(versions)
         versions.roll_back()
         assert promote(versions) == 3
@@ -289,7 +289,7 @@ def test_a_plain_folder_becomes_version_1_with_all_that_it_holds(tmp_path):
     versions = Versions(served)
 
     with versions.locked():
-        assert versions.start(boxed_ranker()) == 1
+        assert versions.start(bundled_ranker()) == 1
 
     assert served.is_symlink()
     assert {file.name: file.read_bytes() for file in served.iterdir()} == before
@@ -303,7 +303,7 @@ def test_a_folder_that_holds_no_ranker_is_left_alone(tmp_path):
     versions = Versions(tmp_path / "photos")
 
     with versions.locked(), pytest.raises(RankerError, match=r"ranker\.json is missing"):
-        versions.start(boxed_ranker())
+        versions.start(bundled_ranker())
 
     assert (tmp_path / "photos/sea.jpg").exists()
     assert versions.numbers() == []
@@ -313,11 +313,11 @@ def test_a_link_that_is_lost_points_to_the_newest_version_again(tmp_path):
     """As after a kill between the two steps that some file systems need."""
     versions = Versions(tmp_path / "ranker")
     with versions.locked():
-        versions.start(boxed_ranker())
+        versions.start(bundled_ranker())
         promote(versions)
         versions.served.unlink()
 
-        assert versions.start(boxed_ranker()) == 2
+        assert versions.start(bundled_ranker()) == 2
 
     assert versions.served_number() == 2
 
@@ -338,7 +338,7 @@ def test_old_versions_go_but_not_the_one_that_serves_nor_the_one_before(tmp_path
     """Of 25 versions the newest 20 stay, and 1, to which a rollback of 25 would go."""
     versions = Versions(tmp_path / "ranker")
     with versions.locked():
-        versions.start(boxed_ranker())
+        versions.start(bundled_ranker())
         for number in range(2, 26):
             (versions.folder / f"{number:04}").mkdir()
         (versions.folder / "0025").rmdir()
@@ -348,9 +348,9 @@ def test_old_versions_go_but_not_the_one_that_serves_nor_the_one_before(tmp_path
 
 
 def promote(versions):
-    """A copy of the boxed ranker as the next version."""
+    """A copy of the bundled ranker as the next version."""
     with versions.staging() as staging:
-        shutil.copytree(boxed_ranker(), staging / "ranker")
+        shutil.copytree(bundled_ranker(), staging / "ranker")
         return versions.promote(staging / "ranker", {})
 
 
@@ -421,7 +421,7 @@ def test_a_running_gateway_takes_a_new_version_and_loses_no_request(tmp_path):
     """Clients ask all the time while versions change; every request is answered, and scored."""
     versions = Versions(tmp_path / "ranker")
     with versions.locked():
-        versions.start(boxed_ranker())
+        versions.start(bundled_ranker())
     settings = Settings(
         engine="vllm", budget_ms=DEADLINE_S * 1000, max_wait_ms=DEADLINE_S * 1000, reload_s=0.01
     )

@@ -10,7 +10,7 @@ import pytest
 
 from pars.errors import RankerError
 from pars.learn.training.encoder_graph import int8_graph
-from pars.ranking.ranker import INT8_FILE, Ranker, RankerInfo, boxed_ranker, tokenizable
+from pars.ranking.ranker import INT8_FILE, Ranker, RankerInfo, bundled_ranker, tokenizable
 
 from rankers import lite_ranker, tiny_encoder
 
@@ -209,7 +209,7 @@ def test_a_lone_surrogate_becomes_a_question_mark():
 )
 def test_numbers_that_are_not_finite_are_refused_with_their_field(tmp_path, field, value):
     """json writes NaN and Infinity; in a calibration they would reach every request's place."""
-    folder = shutil.copytree(boxed_ranker(), tmp_path / "ranker")
+    folder = shutil.copytree(bundled_ranker(), tmp_path / "ranker")
     info = json.loads((folder / "ranker.json").read_text()) | {field: value}
     (folder / "ranker.json").write_text(json.dumps(info))
 
@@ -217,9 +217,9 @@ def test_numbers_that_are_not_finite_are_refused_with_their_field(tmp_path, fiel
         Ranker.load(folder)
 
 
-def test_the_boxed_ranker_puts_a_story_after_a_sum():
+def test_the_bundled_ranker_puts_a_story_after_a_sum():
     """The ranker that comes with the package is one, and knows the obvious."""
-    ranker = Ranker.load(boxed_ranker())
+    ranker = Ranker.load(bundled_ranker())
 
     sum_score, story_score = ranker.score(
         ["What is 2+2?", "Write a detailed essay about the history of the Roman empire."]
@@ -230,9 +230,9 @@ def test_the_boxed_ranker_puts_a_story_after_a_sum():
     assert len(ranker.info.expected_tokens) == 101
 
 
-def test_the_boxed_ranker_is_at_most_five_megabytes():
+def test_the_bundled_ranker_is_at_most_five_megabytes():
     """It travels in every wheel."""
-    assert sum(file.stat().st_size for file in boxed_ranker().iterdir()) <= 5_000_000
+    assert sum(file.stat().st_size for file in bundled_ranker().iterdir()) <= 5_000_000
 
 
 def test_a_missing_folder_is_named(tmp_path):

@@ -128,7 +128,8 @@ def test_options_of_the_gateway_say_their_variable_and_default() -> None:
     """Both come from the setting's declaration."""
     text = " ".join(CliRunner().invoke(commands, ["gateway", "--help"]).stdout.split())
 
-    for name, default in [("engine", "auto"), ("max_overtake_s", "none"), ("ranker", "in the box")]:
+    shown = {"engine": "auto", "max_overtake_s": "none", "ranker": "the bundled one"}
+    for name, default in shown.items():
         [it] = [it for it in declared_settings() if it.name == name]
         assert it.option in text
         assert f"[default: {it.variable}, else {default}]" in text

@@ -26,7 +26,7 @@ from pars.prove.report.sweep import SweepPlan, capacity_rps, run_sweep
 from pars.prove.report.times import read_result
 from pars.prove.workload.policies import Policy
 from pars.prove.workload.workload import WorkloadRequest, write_workload
-from pars.ranking.ranker import boxed_ranker
+from pars.ranking.ranker import bundled_ranker
 
 ENGINE_PYTHON = Path(__file__).parent.parent / ".engine/bin/python"
 SECONDS = StepTime(base_s=1.0, prefill_token_s=0.1, decode_seq_s=0.5, kv_token_s=0.01)
@@ -239,7 +239,7 @@ def test_ctrl_c_keeps_the_points_that_are_done(tmp_path):
 
 
 def test_what_would_i_gain_is_one_command(tmp_path):
-    """From a log of prompts and answer lengths, with the ranker in the box."""
+    """From a log of prompts and answer lengths, with the bundled ranker."""
     log, out = tmp_path / "log.jsonl", tmp_path / "out"
     rows = [
         {"prompt": f"Write {n} words about rain.", "response_tokens": 10 + n} for n in range(80)
@@ -269,7 +269,7 @@ def stories(tmp_path):
     ]
     write_workload(load, {"source": "test"}, requests)
     for name in ("mine", "theirs"):
-        shutil.copytree(boxed_ranker(), tmp_path / name)
+        shutil.copytree(bundled_ranker(), tmp_path / name)
     path = tmp_path / "theirs/tokenizer.json"
     tokenizer = json.loads(path.read_text("utf-8"))
     tokenizer["vocabulary"][3:] = tokenizer["vocabulary"][:2:-1]

@@ -193,7 +193,7 @@ def export(
 
 
 @click.command()
-@click.option("--ranker", type=FOLDER, help="A ranker folder.  [default: the boxed one]")
+@click.option("--ranker", type=FOLDER, help="A ranker folder.  [default: the bundled one]")
 @click.option("--data", type=FILE, help="val_data.json, or prompts with lengths.")
 @click.option(
     "--online",
@@ -230,14 +230,14 @@ def evaluate(
     need("pars evaluate", ("sklearn", "matplotlib"))
     from pars.learn.evaluation.evaluate import evaluate as run
     from pars.learn.evaluation.evaluate import render
-    from pars.ranking.ranker import boxed_ranker
+    from pars.ranking.ranker import bundled_ranker
 
     if not 0 <= threshold <= 1:
         raise ParsError(f"--threshold must be between 0 and 1, not {threshold}")
     if resamples < 100:
         raise ParsError(f"--resamples must be at least 100, not {resamples}")
     result = run(
-        ranker or boxed_ranker(),
+        ranker or bundled_ranker(),
         data,
         train_data=train_data,
         threshold=threshold,

@@ -16,7 +16,7 @@ from pars.errors import ParsError
     "--ranker",
     type=FOLDER,
     required=True,
-    help="The ranker that serves; made from the boxed one where there is none yet.",
+    help="The ranker that serves; made from the bundled one where there is none yet.",
 )
 @click.option(
     "--newest-share",

@@ -68,7 +68,7 @@ ranker_option = click.option(
     "rankers",
     multiple=True,
     metavar="[NAME=]DIR",
-    help="Folder of the policy ranker, or of ranker:NAME; repeats.  [default: the boxed one]",
+    help="Folder of the policy ranker, or of ranker:NAME; repeats.  [default: the bundled one]",
 )
 
 

@@ -127,9 +127,9 @@ def _check_finite(path: Path, value: Any, name: str = "") -> None:
             _check_finite(path, inner, f"{name}[{place}]")
 
 
-def boxed_ranker() -> Path:
+def bundled_ranker() -> Path:
     """The folder of the lite ranker that comes with the package."""
-    return Path(str(files("pars") / "boxed_ranker"))
+    return Path(str(files("pars") / "bundled_ranker"))
 
 
 class Ranker:

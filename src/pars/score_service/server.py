@@ -26,7 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pars import __version__
 from pars.errors import MissingExtra, RankerError
 from pars.ranking.batching import Batcher, finite_scores
-from pars.ranking.ranker import Ranker, Scorer, boxed_ranker
+from pars.ranking.ranker import Ranker, Scorer, bundled_ranker
 from pars.score_service.api import OPERATIONS, Problem
 from pars.score_service.endpoint import Limits, ScoreEndpoint
 from pars.score_service.metrics import ScoreMetrics
@@ -95,7 +95,7 @@ def scorer_from(environment: Mapping[str, str], *, num_threads: int | None = Non
         RankerError: no usable ranker there, or a variable that disagrees with it.
         MissingExtra: a checkpoint, and torch is not installed.
     """
-    path = Path(environment.get("PREDICTOR_MODEL_PATH") or boxed_ranker())
+    path = Path(environment.get("PREDICTOR_MODEL_PATH") or bundled_ranker())
     device = environment.get("PREDICTOR_DEVICE") or "cpu"
     given_length = environment.get("PREDICTOR_MAX_LENGTH")
     if given_length and not (given_length.isdecimal() and int(given_length) > 0):

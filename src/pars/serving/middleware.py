@@ -138,7 +138,7 @@ class PriorityMiddleware:
         self.byte_budget = ByteBudget(settings.max_buffered_bytes)
         self._kept_budget = ByteBudget(settings.max_buffered_bytes)  # of bodies at the engine
         self._quiet_until_s = 0.0
-        # A ranker that was asked for is a signal for good; the one in the box only until enough is
+        # A ranker that was asked for is a signal for good; the bundled one only until enough is
         # learned to order without it.
         self._has_own_ranker = ranker is not None or settings.ranker not in ("", "none")
         self._has_ranker = settings.ranker != "none" or settings.learn == "off"
@@ -243,7 +243,7 @@ class PriorityMiddleware:
         return asked
 
     def _asks_ranker(self) -> bool:
-        """Whether an offline ranker is asked: one of the user's own always, the one in the box
+        """Whether an offline ranker is asked: one of the user's own always, the bundled one
         as long as nothing better is known."""
         if self.learner is None or self._has_own_ranker:
             return True

@@ -98,9 +98,9 @@ class Settings:
 
     ranker: str = _setting(
         "",
-        "ranker folder, one signal more for the ranker that learns; by default the one in the box"
+        "ranker folder, one signal more for the ranker that learns; by default the bundled one"
         " orders until that has learned to; `none`: first come, first served until then",
-        shown="in the box",
+        shown="the bundled one",
         metavar="DIR",
     )
     learn: str = _setting(
@@ -260,9 +260,9 @@ class Settings:
     @property
     def ranker_folder(self) -> Path:
         """The folder of the ranker to load; of `none` too there is one, which is not loaded."""
-        from pars.ranking.ranker import boxed_ranker
+        from pars.ranking.ranker import bundled_ranker
 
-        return Path(self.ranker) if self.ranker not in ("", "none") else boxed_ranker()
+        return Path(self.ranker) if self.ranker not in ("", "none") else bundled_ranker()
 
     @property
     def state_folder(self) -> Path | None:

@@ -45,7 +45,7 @@ from pars.learn.training.train import Training, new_model
 from pars.learn.training.warm_start import warm_start
 from pars.outcomes.records import read_outcomes
 from pars.ranking.order_metrics import bootstrap, bootstrap_difference, pair_sums
-from pars.ranking.ranker import Ranker, RankerInfo, boxed_ranker
+from pars.ranking.ranker import Ranker, RankerInfo, bundled_ranker
 
 FEWEST_TO_TRAIN_ON, FEWEST_HELD_OUT = 100, 50  # prompts; below that an interval tells nothing
 VALIDATION_SHARE = 0.1  # of the training prompts, to tell when to stop
@@ -64,7 +64,7 @@ class LearnConfig:
     What `pars learn` is told.
 
     Attributes:
-        ranker: The folder that serves. Without one there, the boxed ranker is the present one.
+        ranker: The folder that serves. Without one there, the bundled ranker is the present one.
         newest_share: Of the requests, to judge by.
         start: From the present ranker's weights, from scratch, or auto: from the present ranker's
             if it is a lite one.
@@ -107,7 +107,7 @@ def learn(config: LearnConfig) -> LearnReport:
         known: dict[str, Any] = {
             "outcomes": str(config.outcomes),
             "ranker": str(config.ranker),
-            "version": versions.start(boxed_ranker()),
+            "version": versions.start(bundled_ranker()),
             "parent": None,
             "num_outcomes": len(read.outcomes),
             "num_damaged": read.num_damaged,

@@ -17,7 +17,7 @@ from pars.errors import ParsError
 from pars.prove.workload.arrivals import scaled
 from pars.prove.workload.policies import Policy
 from pars.prove.workload.workload import Workload, WorkloadRequest
-from pars.ranking.ranker import Ranker, boxed_ranker
+from pars.ranking.ranker import Ranker, bundled_ranker
 from pars.request.conversation import as_read
 from pars.scheduling.priority import Calibration
 
@@ -117,8 +117,8 @@ class Scores:
 
 
 def scores_for(options: BenchOptions, workload: Workload) -> dict[str, Scores]:
-    """For each ranker that a policy names, by that name; "" is the one in the box by default."""
-    folders = {"": boxed_ranker(), **options.rankers}
+    """For each ranker that a policy names, by that name; "" is the bundled one by default."""
+    folders = {"": bundled_ranker(), **options.rankers}
     wanted = [Policy.parse(policy) for policy in options.policies if policy != GATEWAY]
     for policy in wanted:
         if policy.max_slowdown is not None:

@@ -50,7 +50,7 @@ class SweepPlan:
             arrivals as they are.
         stepper: "fast", or "vllm" for the installed vLLM's own scheduler.
         rankers: Ranker folders by the name that a policy calls them (`ranker:NAME`); "" is that of
-            `ranker`, by default the one in the box.
+            `ranker`, by default the bundled one.
         num_processes: None takes one a core.
     """
 
@@ -84,11 +84,11 @@ class SweepPlan:
     @property
     def folders(self) -> dict[str, Path]:
         """The folder of each ranker that a policy names, by that name."""
-        from pars.ranking.ranker import boxed_ranker
+        from pars.ranking.ranker import bundled_ranker
 
         policies = map(Policy.parse, self.policies)
         names = dict.fromkeys(policy.which for policy in policies if policy.needs_scores)
-        return {name: self.rankers.get(name) or boxed_ranker() for name in names}
+        return {name: self.rankers.get(name) or bundled_ranker() for name in names}
 
     def scores_file(self, which: str) -> Path:
         """Where that ranker's scores stand while its points are simulated."""

@@ -1,8 +1,8 @@
 """
-Make the ranker in the box: permitted records, prepare, train, evaluate, model card.
+Make the bundled ranker: permitted records, prepare, train, evaluate, model card.
 
-    python experiments/boxed_ranker.py --records FOLDER            # rewrites src/pars/boxed_ranker/
-    python experiments/boxed_ranker.py --records FOLDER --card     # only measures it again
+    python experiments/bundled_ranker.py --records FOLDER          # rewrites src/pars/bundled_ranker/
+    python experiments/bundled_ranker.py --records FOLDER --card   # only measures it again
 
 FOLDER holds the record files named below, as *.jsonl.gz; they are not part of the project. Only
 sources under MIT, Apache-2.0 or CC0, without a non-commercial upstream, are read.
@@ -20,8 +20,8 @@ from pathlib import Path
 from statistics import fmean
 
 ROOT = Path(__file__).parents[1]
-BOX = ROOT / "src/pars/boxed_ranker"
-WORK = ROOT / "build/boxed_ranker"
+BUNDLED = ROOT / "src/pars/bundled_ranker"
+WORK = ROOT / "build/bundled_ranker"
 
 # File, where it comes from, its licence. HaluEval (MIT) is left out: two thirds of its prompts are
 # Stanford Alpaca's, which are CC BY-NC.
@@ -53,12 +53,12 @@ def main() -> None:
         make(WORK / "records.jsonl")
     for name in OTHER_TRAFFIC:
         data = ["--data", options.records / f"{name}.jsonl.gz"]
-        pars("evaluate", "--ranker", BOX, *data, "--output-dir", WORK / name)
-    (BOX / "MODEL_CARD.md").write_text(card(counts), encoding="utf-8")
+        pars("evaluate", "--ranker", BUNDLED, *data, "--output-dir", WORK / name)
+    (BUNDLED / "MODEL_CARD.md").write_text(card(counts), encoding="utf-8")
 
 
 def make(records: Path) -> None:
-    """Prepare, train, evaluate, and put the ranker into the box."""
+    """Prepare, train, evaluate, and put the ranker into the package."""
     prepare = ["prepare", "records", "--input", records, "--output-dir", WORK / "data"]
     pars(*prepare, "--length-field", "answer_tokens")
     data = [
@@ -76,9 +76,9 @@ def make(records: Path) -> None:
         WORK / "data/train_data.json",
     ]
     pars("evaluate", "--ranker", ranker, *held_out, "--output-dir", WORK / "evaluation")
-    shutil.rmtree(BOX, ignore_errors=True)
-    shutil.copytree(ranker, BOX)
-    forget_paths(BOX / "ranker.json")
+    shutil.rmtree(BUNDLED, ignore_errors=True)
+    shutil.copytree(ranker, BUNDLED)
+    forget_paths(BUNDLED / "ranker.json")
 
 
 def write_records(folder: Path, path: Path) -> dict[str, int]:
@@ -114,7 +114,7 @@ def card(counts: dict[str, int]) -> str:
     """The model card, with the numbers of this very run."""
     told = json.loads((WORK / "evaluation/evaluation.json").read_text())
     metrics = json.loads((WORK / "run/metrics.json").read_text())
-    size_mb = sum(file.stat().st_size for file in BOX.iterdir()) / 1e6
+    size_mb = sum(file.stat().st_size for file in BUNDLED.iterdir()) / 1e6
 
     def row(name: str, orders: dict) -> str:
         cells = []
@@ -143,7 +143,7 @@ def card(counts: dict[str, int]) -> str:
     )
 
 
-CARD = """# The ranker in the box
+CARD = """# The bundled ranker
 
 A `lite` ranker ({size_mb:.1f} MB): it reads the words of a prompt and says which of two prompts
 will have the longer answer. Apache-2.0, like the package.
@@ -193,7 +193,7 @@ of each: what a little training on one's own traffic gives.
 
 ## How it was made
 
-`python experiments/boxed_ranker.py --records FOLDER`, which runs `pars prepare records`, then
+`python experiments/bundled_ranker.py --records FOLDER`, which runs `pars prepare records`, then
 
     pars train --model lite --train-data data/train_data.json --val-data data/val_data.json \\
         --output-dir run

@@ -1,8 +1,8 @@
 """
 Make the bundled ranker: permitted records, prepare, train, evaluate, model card.
 
-    python experiments/bundled_ranker.py --records FOLDER          # rewrites src/pars/bundled_ranker/
-    python experiments/bundled_ranker.py --records FOLDER --card   # only measures it again
+    python experiments/bundled_ranker.py --records FOLDER        # rewrites src/pars/bundled_ranker/
+    python experiments/bundled_ranker.py --records FOLDER --card # only measures it again
 
 FOLDER holds the record files named below, as *.jsonl.gz; they are not part of the project. Only
 sources under MIT, Apache-2.0 or CC0, without a non-commercial upstream, are read.

@@ -17,7 +17,7 @@ import msgspec
 
 # Fields of any path, by whoever reads them. A field that is not here is skipped in large bodies.
 FIELDS = (
-    *("model", "request_id", "user", "safety_identifier", "metadata", "stream", "priority"),
+    *("model", "request_id", "user", "safety_identifier", "metadata", "stream"),
     *("prompt", "suffix", "messages", "input", "instructions", "system", "text", "query", "items"),
     *("token_ids", "input_ids", "sampling_params", "state", "questions", "documents"),
     *("max_tokens", "max_completion_tokens", "max_output_tokens", "min_tokens", "n", "best_of"),
@@ -61,7 +61,7 @@ def read_fields(content: bytes) -> dict[str, Any] | None:
     try:
         raw = _RAW.decode(content)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        return None if _is_too_much(content) else _by_json(content)
+        return None if _is_too_much(content, _told_of(content)) else _by_json(content)
     found = {}
     for name in FIELDS:
         value = bytes(getattr(raw, name))
@@ -88,16 +88,27 @@ def _by_json(content: bytes) -> dict[str, Any] | None:
 
 def _value(raw: bytes) -> Any:
     """One field's value, or what can be said of it without building it."""
-    if raw[:1] in b"[{" and len(raw) > SMALL_BYTES and (_is_too_much(raw) or b'"' not in raw):
-        return Unread(len(raw), raw.count(b","), raw.count(b"["), b'"' in raw)
+    is_large = len(raw) > SMALL_BYTES
+    if is_large and raw[:1] in b"[{":
+        told = _told_of(raw)
+        if not told.has_text or _is_too_much(raw, told):
+            return told
+    elif is_large and raw[:1] != b'"':
+        return None  # a number that no engine takes
     try:
         return msgspec.json.decode(raw)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         try:
             return json.loads(raw)
         except (ValueError, RecursionError):
-            return Unread(len(raw), raw.count(b","), raw.count(b"["), b'"' in raw)
+            return _told_of(raw)
 
 
-def _is_too_much(raw: bytes) -> bool:
-    return raw.count(b"[") + raw.count(b"{") > MOST_CONTAINERS or raw.count(b",") > MOST_ITEMS
+def _told_of(raw: bytes) -> Unread:
+    return Unread(len(raw), raw.count(b","), raw.count(b"["), b'"' in raw)
+
+
+def _is_too_much(raw: bytes, told: Unread) -> bool:
+    if told.num_commas > MOST_ITEMS:
+        return True
+    return told.num_lists + raw.count(b"{") > MOST_CONTAINERS

@@ -16,6 +16,7 @@ import msgspec
 from pars.request.fields import SMALL_BYTES
 
 MAX_HELD_BYTES = 1 << 20  # of white space after the last brace of a body in pieces
+MOST_MENTIONS = 1000  # of the name in a large body: more cost milliseconds to go through
 MOST_TRIED = 4  # places in a large body that look like the client's own field: the last ones
 _NAME = b'"priority"'
 _SPACES = b" \t\r\n"
@@ -75,7 +76,8 @@ def without_priority(body: bytes) -> bytes:
 
 def _may_have_own(body: bytes) -> bool:
     """Whether the name stands there in any spelling or encoding."""
-    return b"priority" in body or b"\\u" in body or b"\0" in body[:4]
+    has_escapes = b"\\" in body and b"\\u" in body  # one byte is found ten times as fast as two
+    return has_escapes or b"priority" in body or b"\0" in body[:4]
 
 
 def _as_utf8(body: bytes) -> bytes:
@@ -88,12 +90,12 @@ def _as_utf8(body: bytes) -> bytes:
 
 def _appended(body: bytes, value: str) -> bytes:
     """The object with one more field at its end."""
-    end = len(body.rstrip(_SPACES)) - 1
-    before = body[: max(end, 0)].strip(_SPACES)
-    if body[end : end + 1] != b"}" or not before.startswith(b"{"):
+    begin, end = _after_space_of_bytes(body, 0), _before_space(body, len(body)) - 1
+    if end <= begin or body[begin : begin + 1] != b"{" or body[end : end + 1] != b"}":
         raise ValueError("the body is not a JSON object")
-    field = b"%s%s:%s" % (b"" if before == b"{" else b",", _NAME, value.encode())
-    return body[:end] + field + body[end:]
+    is_empty = _before_space(body, end) == begin + 1
+    field = b"%s%s:%s" % (b"" if is_empty else b",", _NAME, value.encode())
+    return b"".join((body[:end], field, body[end:]))
 
 
 # A small body, gone through field by field
@@ -161,6 +163,8 @@ def _after_space(text: str, at: int) -> int:
 
 def _overwritten_in_large(body: bytes, value: bytes) -> bytes | None:
     """The body with `value` as its own priority; None where its place cannot be told."""
+    if body.count(_NAME) > MOST_MENTIONS:
+        return None
     own = _own_value(body)
     if not own:
         return None
@@ -192,6 +196,19 @@ def _mentions(body: bytes) -> Iterator[int]:
         colon = _after_space_of_bytes(body, at + len(_NAME))
         if body[colon : colon + 1] == b":":
             yield _after_space_of_bytes(body, colon + 1)
+
+
+def _before_space(body: bytes, end: int) -> int:
+    """Where the white space that ends at `end` begins, found without a copy of the body."""
+    step = 64
+    while end > 0:
+        last = body[max(0, end - step) : end]
+        num_spaces = len(last) - len(last.rstrip(_SPACES))
+        end -= num_spaces
+        if num_spaces < len(last):
+            break
+        step *= 2
+    return end
 
 
 def _after_space_of_bytes(body: bytes, at: int) -> int:

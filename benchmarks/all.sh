@@ -32,12 +32,13 @@ declare -A commands=(
     [gateway_cost]="benchmarks/gateway_cost.py --soak --minilm-ranker $trained/ranker"
     [relay_cost]="benchmarks/relay_cost.py"
     [hostile_bodies]="benchmarks/hostile_bodies.py"
+    [import_time]="benchmarks/import_time.py"
     [recording_cost]="benchmarks/recording_cost.py"
     [vllm_latency]="benchmarks/vllm_latency.py --ranker ${trained%/*}/lite/ranker --data ${trained%/*}/data/val_data.json"
     [vllm_starvation]="benchmarks/vllm_starvation.py"
 )
 
-for name in ${*:-prepare train tau score_cost trace_load noise serve online frontier overtake_curve noon_shift gateway_cost relay_cost hostile_bodies recording_cost vllm_latency vllm_starvation live simulator order_by prompt_cost repeats}; do
+for name in ${*:-prepare train tau score_cost trace_load noise serve online frontier overtake_curve noon_shift gateway_cost relay_cost hostile_bodies import_time recording_cost vllm_latency vllm_starvation live simulator order_by prompt_cost repeats}; do
     echo "== $name: python ${commands[$name]}"
     # shellcheck disable=SC2086 - the command is words
     python ${commands[$name]} >"$results/.$name.txt"

@@ -21,6 +21,7 @@ DOCUMENTS = tuple(
     for name in (
         "README.md",
         "CONTRIBUTING.md",
+        "docs/api.md",
         "docs/learning.md",
         "docs/serving.md",
         "benchmarks/results/README.md",
@@ -76,6 +77,13 @@ def settings(_: str) -> str:
     from pars.serving.settings import settings_table
 
     return settings_table()
+
+
+def api(_: str) -> str:
+    """Every public name, from its docstring."""
+    from api_reference import reference
+
+    return reference()
 
 
 def printed(name: str) -> str:
@@ -289,6 +297,7 @@ def _interval(tau_b: dict) -> str:
 PARTS = {
     "files": file_map,
     "settings": settings,
+    "api": api,
     "printed": printed,
     "latency": latency,
     "tau": tau_table,

@@ -23,7 +23,8 @@ import torch
 from data import DataSet, Rows, load
 from train_one import Spec, train_one
 
-from pars.ranking.order_metrics import bootstrap, pair_sums
+from pars.ranking.intervals import bootstrap
+from pars.ranking.order_metrics import pair_sums
 
 RESULTS = Path(__file__).with_name("results.jsonl")
 SHORT = ("alpaca_davinci003", "sharegpt", "gpteacher_code", "alpaca_vicuna7b")

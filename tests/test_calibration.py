@@ -9,7 +9,7 @@ from pars.learn.training.calibration import (
     lengths_if_whole,
     pool_adjacent_violators,
 )
-from pars.ranking.ranker import RankerInfo
+from pars.ranking.ranker_info import RankerInfo
 
 
 def test_violators_are_pooled_into_their_mean():

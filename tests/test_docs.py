@@ -79,6 +79,32 @@ def options_with_value(command: click.Command) -> set[str]:
     return {name for option in options for name in option.opts}
 
 
+def python_blocks(text: str) -> list[str]:
+    """The code blocks of a page that are fenced as Python."""
+    return re.findall(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+
+
+PAGES_WITH_PYTHON = [
+    pytest.param(page, id=page.name) for page in DOCUMENTS if python_blocks(page.read_text())
+]
+
+
+def test_the_api_has_a_page_with_examples():
+    """Otherwise the test below would hold nothing."""
+    assert "api.md" in [page.values[0].name for page in PAGES_WITH_PYTHON]
+
+
+@pytest.mark.parametrize("page", PAGES_WITH_PYTHON)
+def test_every_python_block_on_a_page_runs(page: Path, tmp_path: Path):
+    """Block by block, as a reader would type them, in an empty folder; warnings are errors."""
+    code = "\n".join(python_blocks(page.read_text()))
+    call = [sys.executable, "-W", "error", "-c", code]
+
+    done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+
+
 def test_every_target_of_make_on_a_page_exists():
     """`make NAME` in a code block is a target of the Makefile."""
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from pars.errors import ParsError
 from pars.outcomes.drift import Drift, DriftSettings
-from pars.ranking.order_metrics import bootstrap, kendall_tau_b, pair_sums, tau_b_interval
+from pars.ranking.intervals import bootstrap, tau_b_interval
+from pars.ranking.order_metrics import kendall_tau_b, pair_sums
 
 SHARED = Path(os.environ.get("PARS_SHARED", Path(__file__).parents[2] / "shared")) / "data"
 needs_records = pytest.mark.skipif(

@@ -13,7 +13,8 @@ from click.testing import CliRunner
 from pars.cli.main import commands
 from pars.errors import DataError, ParsError
 from pars.learn.evaluation.evaluate import evaluate, render
-from pars.ranking.ranker import RankerInfo, bundled_ranker
+from pars.ranking.ranker import bundled_ranker
+from pars.ranking.ranker_info import RankerInfo
 
 from rankers import lite_ranker, rows, write_data
 

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pars.errors import ParsError
-from pars.ranking.order_metrics import bootstrap, bootstrap_difference, kendall_tau_b, pair_sums
+from pars.ranking.intervals import bootstrap, bootstrap_difference
+from pars.ranking.order_metrics import kendall_tau_b, pair_sums
 
 
 def brute_force(scores, lengths, threshold):

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from pars.request.prompts import (
     MAX_COUNT,
-    MEDIA_TOKENS,
     READERS,
     UNTIL_FULL_TOKENS,
     GenerationRequest,
@@ -17,6 +16,7 @@ from pars.request.prompts import (
     read_request,
     unread_request,
 )
+from pars.request.token_counts import MEDIA_TOKENS
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"

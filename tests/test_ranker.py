@@ -10,7 +10,8 @@ import pytest
 
 from pars.errors import RankerError
 from pars.learn.training.encoder_graph import int8_graph
-from pars.ranking.ranker import INT8_FILE, Ranker, RankerInfo, bundled_ranker, tokenizable
+from pars.ranking.ranker import INT8_FILE, Ranker, bundled_ranker, tokenizable
+from pars.ranking.ranker_info import RankerInfo
 
 from rankers import lite_ranker, tiny_encoder
 

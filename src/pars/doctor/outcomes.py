@@ -13,7 +13,8 @@ import numpy as np
 from pars.doctor.findings import OK, PROBLEM, UNKNOWN, Finding
 from pars.outcomes.queue_order import tells_wait
 from pars.outcomes.records import Outcome
-from pars.ranking.order_metrics import bootstrap, pair_sums
+from pars.ranking.intervals import bootstrap
+from pars.ranking.order_metrics import pair_sums
 
 MOST_OUTCOMES = 5_000  # the latest; more would not narrow the intervals much
 LEAST_OUTCOMES = 100

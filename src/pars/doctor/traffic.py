@@ -11,7 +11,7 @@ from pars.doctor.engine import Seen
 from pars.doctor.findings import OK, PROBLEM, UNKNOWN, Finding
 from pars.doctor.metrics_page import PREEMPTIONS, QUEUE_TIME, WAITING, MetricsPage
 from pars.outcomes.metrics import FAILED_OPEN
-from pars.ranking.order_metrics import Estimate
+from pars.ranking.intervals import Estimate
 
 DECISIONS = "pars_decisions_total"
 MOST_UNSCORED = 0.01  # of requests; beyond it something is to mend

@@ -28,7 +28,8 @@ from collections import deque
 from dataclasses import dataclass
 
 from pars.errors import ParsError
-from pars.ranking.order_metrics import Estimate, pair_sums, tau_b_interval
+from pars.ranking.intervals import Estimate, tau_b_interval
+from pars.ranking.order_metrics import pair_sums
 
 log = logging.getLogger("vllm.pars" if "vllm" in sys.modules else "pars")  # vLLM shows its own
 

@@ -5,7 +5,7 @@ import math
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
 from pars.outcomes.answers import KNOWN, UNKNOWN
-from pars.ranking.order_metrics import Estimate
+from pars.ranking.intervals import Estimate
 
 # A priority was chosen from the prompt, or there was a good reason not to.
 DECIDED = ("scored", "no_text", "trusted")

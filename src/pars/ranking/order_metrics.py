@@ -1,5 +1,5 @@
 """
-How well scores order answer lengths: Kendall tau-b and pairwise accuracy, with intervals.
+How well scores order answer lengths: Kendall tau-b, pairwise accuracy (`intervals`: how sure).
 
 Everything here is a ratio of sums over pairs of items. `PairSums` holds those sums item by item
 (a pair counts at both of its items), which costs O(n log n) and makes a bootstrap over items cheap.
@@ -16,8 +16,6 @@ from pars.errors import ParsError
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
-
-NORMAL_95 = 1.959964  # standard errors to either side
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,44 +35,25 @@ class PairSums:
 
     def tau_b(self) -> float:
         """Kendall's tau-b; nan when all lengths or all scores are equal."""
-        return float(_tau_b(self._totals()))
+        return float(tau_b_of(self._totals()))
 
     def accuracy(self) -> float:
         """Share of comparable pairs in the right order, a tied score counting half; else nan."""
-        return float(_accuracy(self._totals()))
+        return float(accuracy_of(self._totals()))
 
     @property
     def num_pairs(self) -> int:
         """Comparable pairs, each counted once."""
         return int(self.comparable.sum() / 2)
 
-    def _columns(self) -> FloatArray:
+    def columns(self) -> FloatArray:
         return np.stack(
             [self.concordant, self.discordant, self.comparable, self.score_distinct], axis=1
         )
 
     def _totals(self) -> FloatArray:
-        totals: FloatArray = self._columns().sum(axis=0)
+        totals: FloatArray = self.columns().sum(axis=0)
         return totals
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A value and its 95% interval; nan where it is undefined."""
-
-    value: float
-    low: float
-    high: float
-
-    def as_json(self) -> dict[str, float | None]:
-        """The three numbers, with null for an undefined one (JSON has no NaN)."""
-        numbers = {"value": self.value, "low": self.low, "high": self.high}
-        return {name: None if np.isnan(x) else round(x, 4) for name, x in numbers.items()}
-
-    def __str__(self) -> str:
-        if np.isnan(self.value):
-            return "-"
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
 def kendall_tau_b(scores: ArrayLike, lengths: ArrayLike) -> float:
@@ -115,7 +94,7 @@ def pair_sums(
     censored = np.zeros(len(x), dtype=bool)
     if is_censored is not None:
         censored[:] = is_censored
-    for members in _groups(strata, len(x)):
+    for members in groups_of(strata, len(x)):
         columns[:, members] = _count_pairs(x[members], y[members], censored[members], threshold)
     return PairSums(
         concordant=columns[0],
@@ -125,109 +104,7 @@ def pair_sums(
     )
 
 
-def tau_b_interval(sums: PairSums) -> Estimate:
-    """
-    Tau-b and its asymptotic 95% interval, in O(num_items): `bootstrap` without drawing.
-
-    Tau-b is a smooth function of sums over pairs, so its variance is that of the sum of each
-    item's part in it (Hoeffding 1948; for Kendall's tau Noether 1967 and Samara, Randles 1988,
-    Communications in Statistics, Theory and Methods 17:3191; with ties and censoring Newson 2006,
-    Stata Journal 6:309).
-    """
-    columns = sums._columns()
-    num_items, value = len(columns), sums.tau_b()
-    if num_items < 3 or np.isnan(value):
-        return Estimate(value, float("nan"), float("nan"))
-    concordant, discordant, comparable, score_distinct = columns.T
-    total_comparable, total_distinct = comparable.sum(), score_distinct.sum()
-    # What tau-b changes by when an item counts once more; a pair counts at both of its items.
-    parts = 2 * (concordant - discordant) / np.sqrt(total_comparable * total_distinct)
-    parts -= value * (comparable / total_comparable + score_distinct / total_distinct)
-    error = float(np.sqrt((parts**2).sum() * num_items / (num_items - 1)))
-    low, high = value - NORMAL_95 * error, value + NORMAL_95 * error
-    return Estimate(value, max(low, -1.0), min(high, 1.0))
-
-
-def bootstrap(
-    sums: PairSums,
-    statistic: str,
-    *,
-    clusters: Sequence[Any] | None = None,
-    num_resamples: int = 1000,
-    seed: int = 0,
-) -> Estimate:
-    """
-    A 95% percentile interval from resampling items, or whole clusters of them (one prompt's).
-
-    The sums over pairs are linear in the items' weights to first order (Hájek's projection of a
-    U-statistic), so a resample costs one product of vectors instead of a new count of all pairs.
-
-    Args:
-        statistic: "tau_b" or "accuracy".
-        clusters: [num_items] labels; items with the same label are drawn together.
-    """
-    formula = FORMULAS[statistic]
-    columns = sums._columns()
-    value = float(formula(columns.sum(axis=0)))
-    return _interval(value, formula, columns, clusters, num_resamples, seed)
-
-
-def bootstrap_difference(
-    sums: PairSums,
-    other: PairSums,
-    statistic: str,
-    *,
-    clusters: Sequence[Any] | None = None,
-    num_resamples: int = 1000,
-    seed: int = 0,
-) -> Estimate:
-    """
-    `bootstrap` of how much higher the statistic of `sums` is than that of `other`.
-
-    Both are of the same items, and every resample draws the same items for both: what makes an
-    item hard for either drops out, so the interval is narrower than two separate ones suggest.
-    """
-    single = FORMULAS[statistic]
-
-    def formula(totals: FloatArray) -> FloatArray:
-        return single(totals[..., :4]) - single(totals[..., 4:])
-
-    columns = np.concatenate([sums._columns(), other._columns()], axis=1)
-    value = float(formula(columns.sum(axis=0)))
-    return _interval(value, formula, columns, clusters, num_resamples, seed)
-
-
-def _interval(
-    value: float,
-    formula: Callable[[FloatArray], FloatArray],
-    columns: FloatArray,
-    clusters: Sequence[Any] | None,
-    num_resamples: int,
-    seed: int,
-) -> Estimate:
-    """The percentiles of `formula` over resampled totals of `columns`, [num_items, any]."""
-    totals = columns.sum(axis=0)
-    per_cluster = (
-        np.stack([columns[members].sum(axis=0) for members in _groups(clusters, len(columns))])
-        if clusters is not None
-        else columns
-    )
-    num_clusters = len(per_cluster)
-    if num_clusters < 2 or np.isnan(value):
-        return Estimate(value, float("nan"), float("nan"))
-    rng = np.random.default_rng(seed)
-    draws = np.empty((num_resamples, len(totals)))
-    for row in range(num_resamples):
-        weights = np.bincount(rng.integers(num_clusters, size=num_clusters), minlength=num_clusters)
-        draws[row] = 2 * (weights @ per_cluster) - totals
-    values = formula(draws)
-    if np.isnan(values).all():
-        return Estimate(value, float("nan"), float("nan"))
-    low, high = np.nanpercentile(values, [2.5, 97.5])
-    return Estimate(value, float(low), float(high))
-
-
-def _tau_b(totals: FloatArray) -> FloatArray:
+def tau_b_of(totals: FloatArray) -> FloatArray:
     concordant, discordant, comparable, score_distinct = np.moveaxis(totals, -1, 0)
     product = comparable * score_distinct
     defined = (comparable > 0) & (score_distinct > 0)
@@ -236,7 +113,7 @@ def _tau_b(totals: FloatArray) -> FloatArray:
     )
 
 
-def _accuracy(totals: FloatArray) -> FloatArray:
+def accuracy_of(totals: FloatArray) -> FloatArray:
     concordant, discordant, comparable, _ = np.moveaxis(totals, -1, 0)
     defined = comparable > 0
     tied = comparable - concordant - discordant
@@ -244,12 +121,12 @@ def _accuracy(totals: FloatArray) -> FloatArray:
 
 
 FORMULAS: dict[str, Callable[[FloatArray], FloatArray]] = {
-    "tau_b": _tau_b,
-    "accuracy": _accuracy,
+    "tau_b": tau_b_of,
+    "accuracy": accuracy_of,
 }
 
 
-def _groups(labels: Sequence[Any] | None, num_items: int) -> list[IntArray]:
+def groups_of(labels: Sequence[Any] | None, num_items: int) -> list[IntArray]:
     """Positions of the items of each label, in order of first appearance."""
     if labels is None:
         return [np.arange(num_items)]

@@ -8,13 +8,11 @@ A trained ranker as a folder, and its scores. Needs ONNX Runtime and tokenizers,
     └── ranker.json      `RankerInfo`: what scoring needs, and what the ranker was trained on
 """
 
-import json
-import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,14 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pars.errors import RankerError
-from pars.files import write_json
+from pars.ranking.ranker_info import RankerInfo
 from pars.request.conversation import as_read
 from pars.request.words import WordTokenizer
+from pars.scheduling.priority import Calibration
 
-# 2: a lite ranker's tokenizer says which features and marks it was trained with. 3: `reads_notes`
-# says whether the ranker knows notes of the conversation before a message.
-FORMAT_VERSION = 3
-MODEL_FILE, TOKENIZER_FILE, INFO_FILE = "model.onnx", "tokenizer.json", "ranker.json"
+MODEL_FILE, TOKENIZER_FILE = "model.onnx", "tokenizer.json"
 INT8_FILE = "model_int8.onnx"
 PRECISIONS = ("auto", "float32", "int8")
 WORTH_INT8 = 1.2  # times as fast: below that, the exact scores are worth more
@@ -53,78 +49,6 @@ class Scorer(Protocol):
     def score(self, prompts: Sequence[str]) -> FloatArray:
         """Scores [num_prompts], higher for a longer expected answer. Blocks; thread-safe."""
         ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RankerInfo:
-    """The contents of ranker.json."""
-
-    kind: str  # "encoder" or "lite"
-    model_name: str
-    max_length: int  # tokens (encoder) or words (lite) read from a prompt's start
-    reads_notes: bool = False  # of a prompt's conversation: whether it was trained on such
-    format_version: int = FORMAT_VERSION
-    pars_version: str = ""
-    int8_tau_b: float | None = None  # between 8-bit and float32 scores of held-out prompts
-    tau_b: dict[str, float | None] | None = None  # on validation prompts: value, low, high
-    trained_on: dict[str, Any] = field(default_factory=dict)
-    length_unit: str = "tokens"  # of the answer lengths it was trained on
-    # 101 scores at the quantiles 0, 0.01, … 1 of the validation prompts, and the expected answer
-    # tokens at each, which never fall as the score rises. None without validation data.
-    score_quantiles: list[float] | None = None
-    expected_tokens: list[float] | None = None
-    # By "0.1", "0.5", "0.9": the tokens that this share of the answers stays within, [101] each.
-    token_quantiles: dict[str, list[float]] | None = None
-
-    @classmethod
-    def read(cls, folder: Path) -> "RankerInfo":
-        """
-        Read ranker.json; fields of a later version are ignored.
-
-        Raises:
-            RankerError: no such folder or file, or it is not what pars writes.
-        """
-        path = folder / INFO_FILE
-        if not folder.is_dir():
-            raise RankerError(
-                f"{folder}: no such ranker folder (`pars train` and `pars export` make one)"
-            )
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            known = {f.name for f in fields(cls)}
-            info = cls(**{name: value for name, value in values.items() if name in known})
-        except FileNotFoundError:
-            raise RankerError(f"{folder}: not a ranker folder: {INFO_FILE} is missing") from None
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise RankerError(f"{path}: damaged: {error}") from error
-        _check_finite(path, values)
-        if info.format_version > FORMAT_VERSION or info.kind not in PROMPTS_PER_PASS:
-            raise RankerError(
-                f"{path}: kind {info.kind!r}, format {info.format_version}: made for a later pars; "
-                f"this one reads {', '.join(PROMPTS_PER_PASS)} up to format {FORMAT_VERSION}"
-            )
-        return info
-
-    def write(self, folder: Path) -> None:
-        """Write ranker.json into `folder`, whole or not at all."""
-        write_json(folder / INFO_FILE, asdict(self))
-
-
-def _check_finite(path: Path, value: Any, name: str = "") -> None:
-    """
-    Refuse NaN and infinity anywhere in ranker.json: they would reach every request's place.
-
-    Raises:
-        RankerError: names the field.
-    """
-    if isinstance(value, float) and not math.isfinite(value):
-        raise RankerError(f"{path}: damaged: field {name!r} holds {value}, no finite number")
-    parts = value.items() if isinstance(value, dict) else ()
-    for inner_name, inner in parts:
-        _check_finite(path, inner, f"{name}.{inner_name}" if name else inner_name)
-    if isinstance(value, list):
-        for place, inner in enumerate(value):
-            _check_finite(path, inner, f"{name}[{place}]")
 
 
 def bundled_ranker() -> Path:
@@ -151,12 +75,17 @@ class Ranker:
 
     @classmethod
     def load(
-        cls, folder: Path, *, num_threads: int | None = 1, precision: str = "auto"
+        cls,
+        folder: Path | str | None = None,
+        *,
+        num_threads: int | None = 1,
+        precision: str = "auto",
     ) -> "Ranker":
         """
         Load a ranker folder.
 
         Args:
+            folder: What `pars train` and `pars export` make; None: the ranker that comes with pars.
             precision: float32, int8, or auto: int8 where the folder has it and this machine runs
                 it faster, which is tried out (some 0.1 s).
             num_threads: of one forward pass. 1 leaves the other cores to the rest of the process;
@@ -165,7 +94,7 @@ class Ranker:
         Raises:
             RankerError: a file is missing, damaged or made for a later pars.
         """
-        folder = Path(folder)
+        folder = bundled_ranker() if folder is None else Path(folder)
         info = RankerInfo.read(folder)
         if num_threads is None:
             num_threads = 1 if info.kind == "lite" else min(os.cpu_count() or 1, MOST_THREADS)
@@ -186,13 +115,29 @@ class Ranker:
         return ranker
 
     def score(self, prompts: Sequence[str]) -> FloatArray:
-        """Scores [num_prompts], float32: the higher, the longer the expected answer."""
+        """
+        Scores [num_prompts], float32: the higher, the longer the expected answer.
+
+        Only their order means something; `expected_tokens` has lengths.
+        """
+        if isinstance(prompts, str):
+            raise TypeError("want a list of prompts, not one string: [prompt]")
         scores = np.empty(len(prompts), dtype=np.float32)
         prepared = self._prepare(as_read(prompts, self.info.reads_notes))
         kind = self.info.kind
         for rows in _passes(prepared.lengths, PROMPTS_PER_PASS[kind], MOST_PADDING[kind]):
             scores[rows] = self._session.run(None, prepared.inputs(rows))[0]
         return scores
+
+    def expected_tokens(self, prompts: Sequence[str]) -> NDArray[np.float64]:
+        """
+        Expected tokens of each prompt's answer, [num_prompts], by the ranker's own calibration.
+
+        A ranker without one (trained from pairs alone) only orders; its scores are spread over 16
+        to 2,048 tokens then.
+        """
+        tokens_at = Calibration.of(self.info).expected_tokens
+        return np.array([tokens_at(score) for score in self.score(prompts).tolist()], np.float64)
 
 
 @dataclass(frozen=True, slots=True)

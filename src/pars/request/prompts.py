@@ -11,24 +11,22 @@ so a whole conversation would show them only its system prompt, which is the sam
 of an application and says nothing.
 """
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic_core import SchemaValidator, ValidationError, core_schema
 
-from pars.request.conversation import prompt_of, text_of, with_note, without_answer
+from pars.errors import ParsError, one_line
+from pars.request.conversation import prompt_of, with_note, without_answer
 from pars.request.fields import Unread
+from pars.request.token_counts import CHARS_PER_TOKEN, tokens_in, tokens_of_message
 
-CHARS_PER_TOKEN = (
-    4.0  # English text in the tokenizers of today's models; only feeds the prompt's cost
-)
 MAX_COUNT = 1 << 31  # no request asks for more tokens or answers; keeps arithmetic in range
 DEFAULT_COMPLETION_TOKENS = 16  # the OpenAI default of /v1/completions; vLLM and SGLang keep it
 DECISION_TOKENS = 8  # of a structured decision: a label
 UNTIL_FULL_TOKENS = 8192  # taken for an answer that only the model's context ends
-MEDIA_TOKENS = 1024.0  # an image, a sound or a file beside the text; encoders give 256 to 2,880
-MEDIA = frozenset(("image", "audio", "video", "file", "document"))
 MOST_PROMPTS = 64  # of a list that are told apart; the rest count together
 MOST_MESSAGES = 512  # the newest of a conversation, in which its note and its question are sought
 
@@ -55,12 +53,58 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """Prompts to be answered, with the client's limits on each answer (in tokens)."""
+    """
+    Prompts to be answered, with the client's limits on each answer (in tokens).
+
+    Attributes:
+        prompts: One or more.
+        max_tokens: Of one answer; None where the client set no limit.
+        min_tokens: Of one answer.
+        num_answers: To each prompt.
+    """
 
     prompts: tuple[Prompt, ...]
     max_tokens: int | None = None
     min_tokens: int = 0
     num_answers: int = 1
+
+    @classmethod
+    def from_openai(
+        cls, body: dict[str, Any] | str | bytes, path: str | None = None
+    ) -> "GenerationRequest":
+        """
+        The request in an OpenAI-style body, read as the gateway reads it.
+
+        Args:
+            body: The body, parsed or as JSON.
+            path: Where it is sent, such as "/v1/chat/completions"; None goes by its fields
+                (`messages`, `prompt` or `input`).
+
+        Raises:
+            ParsError: the body is no JSON object, or the path generates no answers.
+        """
+        reader = _any_shape if path is None else reader_of(path)
+        if reader is None:
+            known = ", ".join(list(READERS)[:3])
+            raise ParsError(f"path {path!r} generates no answers: want one such as {known}")
+        if not isinstance(body, dict):
+            body = _parsed(body)
+        return reader(body)
+
+    @property
+    def texts(self) -> list[str]:
+        """The prompts that can be read, as a ranker reads them."""
+        return [prompt.text for prompt in self.prompts if prompt.text]
+
+
+def _parsed(body: str | bytes) -> dict[str, Any]:
+    try:
+        values = json.loads(body)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ParsError(f"body: want a JSON object: {one_line(error)}") from None
+    if not isinstance(values, dict):
+        raise ParsError(f"body: want a JSON object, not {type(values).__name__}")
+    return values
 
 
 def read_request(path: str, body: Any) -> GenerationRequest | None:
@@ -136,18 +180,18 @@ def _responses(body: Body) -> GenerationRequest:
 
 def _scoring(body: Body) -> GenerationRequest:
     """vLLM's /generative_scoring: one token for each item, behind the same query."""
-    query, items = _tokens_in(body.get("query")), body.get("items")
+    query, items = tokens_in(body.get("query")), body.get("items")
     num_items = len(items) if isinstance(items, list) and items else 1
     if isinstance(items, Unread):
         num_items = items.num_commas + 1
-    return GenerationRequest((Prompt(None, num_items * query + _tokens_in(items), num_items),), 1)
+    return GenerationRequest((Prompt(None, num_items * query + tokens_in(items), num_items),), 1)
 
 
 def _decisions(body: Body) -> GenerationRequest:
     """vLLM's /v1/systemone: a token or few for each question about one state."""
     questions = body.get("questions")
     num_questions = max(1, len(questions)) if isinstance(questions, dict | list) else 1
-    told = sum(_tokens_in(body.get(name)) for name in ("state", "instructions", "questions"))
+    told = sum(tokens_in(body.get(name)) for name in ("state", "instructions", "questions"))
     return GenerationRequest((Prompt(None, told, num_questions),), DECISION_TOKENS)
 
 
@@ -227,34 +271,17 @@ def _prompts(prompt: Any) -> Iterator[Prompt]:
     elif isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list):
         yield from map(_one_of_many, prompt[:MOST_PROMPTS])
         if rest := prompt[MOST_PROMPTS:]:
-            yield Prompt(None, sum(map(_tokens_in, rest)), len(rest))
+            yield Prompt(None, sum(map(tokens_in, rest)), len(rest))
     elif isinstance(prompt, Unread):
         # Of texts, each comma may part two prompts; of token ids, each list is one.
         num_prompts = prompt.num_commas + 1 if prompt.has_text else prompt.num_lists - 1
-        yield Prompt(None, _tokens_in(prompt), max(1, num_prompts))
+        yield Prompt(None, tokens_in(prompt), max(1, num_prompts))
     else:
-        yield Prompt(None, _tokens_in(prompt))
+        yield Prompt(None, tokens_in(prompt))
 
 
 def _one_of_many(prompt: Any) -> Prompt:
-    return _plain(prompt) if isinstance(prompt, str) else Prompt(None, _tokens_in(prompt))
-
-
-def _tokens_in(value: Any) -> float:
-    """Tokens of a text, of token ids, or of a list of these; by its size of what was not built."""
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list) and value and isinstance(value[0], str | list | dict):
-        return sum(map(_tokens_of_one, value))
-    return _tokens_of_one(value)
-
-
-def _tokens_of_one(value: Any) -> float:
-    if isinstance(value, str):
-        return len(value) / CHARS_PER_TOKEN
-    if isinstance(value, Unread):
-        return value.num_bytes / CHARS_PER_TOKEN if value.has_text else value.num_commas + 1.0
-    return float(len(value)) if isinstance(value, list) else 0.0
+    return _plain(prompt) if isinstance(prompt, str) else Prompt(None, tokens_in(prompt))
 
 
 def _plain(text: str) -> Prompt:
@@ -264,24 +291,8 @@ def _plain(text: str) -> Prompt:
 def _conversation(messages: Any) -> Prompt:
     """Scores the last user message with text; every message counts towards the prompt's tokens."""
     if isinstance(messages, Unread):
-        return Prompt(None, _tokens_in(messages))
+        return Prompt(None, tokens_in(messages))
     told = messages if isinstance(messages, list) else []
-    num_tokens = sum(map(_tokens_of_message, told))
+    num_tokens = sum(map(tokens_of_message, told))
     # An answer at the end is one that the engine is to go on with, and not one that came before.
     return Prompt(prompt_of(without_answer(told[-MOST_MESSAGES:])), num_tokens)
-
-
-def _tokens_of_message(message: Any) -> float:
-    content = message.get("content") if isinstance(message, dict) else None
-    if isinstance(content, str):
-        return len(content) / CHARS_PER_TOKEN
-    if not isinstance(content, list):
-        return 0.0
-    num_media = sum(isinstance(part, dict) and _is_media(part) for part in content)
-    return len(text_of(content)) / CHARS_PER_TOKEN + MEDIA_TOKENS * num_media
-
-
-def _is_media(part: dict[str, Any]) -> bool:
-    """Whether a part of a message is an image, a sound, a video or a file."""
-    kind = part.get("type")
-    return isinstance(kind, str) and kind.removeprefix("input_").split("_")[0] in MEDIA

@@ -10,7 +10,6 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,9 @@ from pars.learn.training.calibration import (
     check_calibration,
     lengths_if_whole,
 )
-from pars.ranking.order_metrics import Estimate, bootstrap, pair_sums
+from pars.ranking.evaluation import Order
+from pars.ranking.evaluation import evaluate as order_of
+from pars.ranking.intervals import Estimate
 from pars.ranking.ranker import Ranker
 from pars.request.conversation import message_of, split_note
 
@@ -36,25 +37,6 @@ FloatArray = NDArray[np.float64]
 NUM_FOLDS = 5  # of the baseline, where no training data is given
 SMALLEST_CATEGORY = 20  # rows; below that an interval says nothing
 DATASETS_OWN_FOLDS = f"{NUM_FOLDS}-fold on this file, split by prompt"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
-    """How well one predictor orders some rows."""
-
-    num_rows: int
-    tau_b: Estimate  # all pairs
-    accuracy: Estimate  # all pairs with different lengths
-    filtered_accuracy: Estimate  # pairs that differ by at least the threshold
-
-    def as_json(self) -> dict[str, Any]:
-        """The same as plain values."""
-        return {
-            "num_rows": self.num_rows,
-            "tau_b": self.tau_b.as_json(),
-            "accuracy": self.accuracy.as_json(),
-            "filtered_accuracy": self.filtered_accuracy.as_json(),
-        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +122,7 @@ def evaluate(
             for name, predicted in predictors.items()
         }
 
+    overall = orders(np.arange(len(rows)))
     return Evaluation(
         data=str(data),
         ranker=str(ranker_folder),
@@ -151,11 +134,9 @@ def evaluate(
         num_resamples=num_resamples,
         baseline_fitted_on=str(train_data) if train_data else DATASETS_OWN_FOLDS,
         prompts_per_second=round(len(rows) / seconds, 1),
-        overall=orders(np.arange(len(rows))),
+        overall=overall,
         by_category={name: orders(members) for name, members in _categories(rows).items()},
-        deciles=[float(lengths[part].mean()) for part in np.array_split(np.argsort(scores), 10)]
-        if len(rows) >= 10
-        else [],
+        deciles=list(overall["ranker"].deciles),
         calibration=check_calibration(
             ranker.info, scores, whole_lengths * TOKENS_PER_UNIT.get(length_unit_of(data), 1.0)
         ),
@@ -171,27 +152,16 @@ def _order(
     num_resamples: int,
 ) -> Order:
     chosen = [rows[member] for member in members]
-    lengths = [row.answer_length for row in chosen]
-    prompts = [row.message for row in chosen]
     # Requests to different models never wait in one queue, so they are not compared.
     models = [row.model for row in chosen] if len({row.model for row in chosen}) > 1 else None
-    sums = partial(
-        pair_sums,
+    return order_of(
         predicted[members],
-        lengths,
-        strata=models,
+        [row.answer_length for row in chosen],
+        threshold=threshold,
         is_censored=[row.is_censored for row in chosen],
-    )
-    every, filtered = sums(), sums(threshold=threshold)
-
-    def estimate(sums: Any, statistic: str) -> Estimate:
-        return bootstrap(sums, statistic, clusters=prompts, num_resamples=num_resamples)
-
-    return Order(
-        num_rows=len(chosen),
-        tau_b=estimate(every, "tau_b"),
-        accuracy=estimate(every, "accuracy"),
-        filtered_accuracy=estimate(filtered, "accuracy"),
+        groups=models,
+        prompts=[row.message for row in chosen],
+        num_resamples=num_resamples,
     )
 
 

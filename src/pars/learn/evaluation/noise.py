@@ -35,7 +35,8 @@ from pars.errors import DataError
 from pars.learn.data.records import Row, read_data
 from pars.learn.evaluation.tables import table
 from pars.learn.training.calibration import pool_adjacent_violators
-from pars.ranking.order_metrics import Estimate, PairSums, bootstrap, pair_sums
+from pars.ranking.intervals import Estimate, bootstrap
+from pars.ranking.order_metrics import PairSums, pair_sums
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]

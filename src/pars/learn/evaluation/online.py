@@ -16,10 +16,12 @@ from pars.errors import DataError
 from pars.learn.data.records import length_unit_of, read_records
 from pars.learn.evaluation.tables import table
 from pars.outcomes.records import CUT_SHORT
+from pars.ranking.intervals import Estimate, tau_b_interval
 from pars.ranking.online.ranker import OnlineRanker
-from pars.ranking.order_metrics import Estimate, pair_sums, tau_b_interval
+from pars.ranking.order_metrics import pair_sums
 from pars.request.features import Signals, signals_of
-from pars.request.prompts import CHARS_PER_TOKEN, GenerationRequest, Prompt
+from pars.request.prompts import GenerationRequest, Prompt
+from pars.request.token_counts import CHARS_PER_TOKEN
 
 CHECKPOINTS = (100, 300, 1_000, 3_000, 10_000)
 WINDOW = 1_000

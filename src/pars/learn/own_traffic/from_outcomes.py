@@ -44,8 +44,10 @@ from pars.learn.training.state import Stopped
 from pars.learn.training.train import Training, new_model
 from pars.learn.training.warm_start import warm_start
 from pars.outcomes.records import read_outcomes
-from pars.ranking.order_metrics import bootstrap, bootstrap_difference, pair_sums
-from pars.ranking.ranker import Ranker, RankerInfo, bundled_ranker
+from pars.ranking.intervals import bootstrap, bootstrap_difference
+from pars.ranking.order_metrics import pair_sums
+from pars.ranking.ranker import Ranker, bundled_ranker
+from pars.ranking.ranker_info import RankerInfo
 
 FEWEST_TO_TRAIN_ON, FEWEST_HELD_OUT = 100, 50  # prompts; below that an interval tells nothing
 VALIDATION_SHARE = 0.1  # of the training prompts, to tell when to stop

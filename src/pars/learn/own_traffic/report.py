@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pars.learn.own_traffic.own_traffic import Part
-from pars.ranking.order_metrics import Estimate
+from pars.ranking.intervals import Estimate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,7 +24,7 @@ from typing import Any
 from pars.errors import ParsError
 from pars.files import write_json
 from pars.learn.evaluation.tables import table
-from pars.ranking.ranker import RankerInfo
+from pars.ranking.ranker_info import RankerInfo
 
 LEARN_FILE = "learn.json"
 NUM_KEPT = 20  # versions, at some 5 MB; the one that serves and the one before it always stay

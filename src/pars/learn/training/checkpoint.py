@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from pars.errors import RankerError
 from pars.learn.training.models import PromptModel, load_encoder, load_weights
-from pars.ranking.ranker import PROMPTS_PER_PASS, RankerInfo
+from pars.ranking.ranker import PROMPTS_PER_PASS
+from pars.ranking.ranker_info import RankerInfo
 from pars.request.conversation import as_read
 
 

@@ -20,8 +20,10 @@ from pars.learn.training.calibration import calibrate, lengths_if_whole
 from pars.learn.training.encoder_graph import encoder_graph, int8_graph
 from pars.learn.training.lite_graph import lite_graph
 from pars.learn.training.models import EncoderModel, LiteModel, PromptModel
-from pars.ranking.order_metrics import bootstrap, kendall_tau_b, pair_sums
-from pars.ranking.ranker import INFO_FILE, INT8_FILE, MODEL_FILE, TOKENIZER_FILE, Ranker, RankerInfo
+from pars.ranking.intervals import bootstrap
+from pars.ranking.order_metrics import kendall_tau_b, pair_sums
+from pars.ranking.ranker import INT8_FILE, MODEL_FILE, TOKENIZER_FILE, Ranker
+from pars.ranking.ranker_info import INFO_FILE, RankerInfo
 from pars.request.conversation import with_note
 
 LARGEST_DISAGREEMENT = 1e-4  # between torch and ONNX Runtime, in score

@@ -42,7 +42,8 @@ from pars.learn.training.state import (
     Stopped,
     stop_requests,
 )
-from pars.ranking.order_metrics import PairSums, bootstrap, pair_sums
+from pars.ranking.intervals import bootstrap
+from pars.ranking.order_metrics import PairSums, pair_sums
 from pars.request.conversation import as_read, message_of, teaches_notes
 
 # A batch is encoded in passes of prompts of like length; a CPU pays for padding, so in small ones.

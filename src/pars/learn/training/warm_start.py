@@ -22,7 +22,8 @@ from pars.errors import RankerError
 from pars.learn.data.tables import first_line
 from pars.learn.training.lite_graph import read_lite_graph
 from pars.learn.training.models import LiteModel, LiteRanker
-from pars.ranking.ranker import MODEL_FILE, TOKENIZER_FILE, Ranker, RankerInfo
+from pars.ranking.ranker import MODEL_FILE, TOKENIZER_FILE, Ranker
+from pars.ranking.ranker_info import RankerInfo
 from pars.request.conversation import message_of
 from pars.request.words import MARKS, NUM_FEATURES, WordTokenizer
 

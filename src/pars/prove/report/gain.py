@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pars.prove.report.latency import columns, ended_well
 from pars.prove.report.times import RequestTimes, Result
-from pars.ranking.order_metrics import Estimate
+from pars.ranking.intervals import Estimate
 
 FloatArray = NDArray[np.float64]
 

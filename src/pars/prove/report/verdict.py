@@ -13,7 +13,7 @@ import numpy as np
 from pars.prove.report.gain import BASELINE, BEST, Gain, compared
 from pars.prove.report.latency import Figures
 from pars.prove.report.times import Result
-from pars.ranking.order_metrics import Estimate
+from pars.ranking.intervals import Estimate
 
 # Below these, order had nothing to work on: the share of looks at which the engine had requests
 # waiting, and the part of fcfs's mean that even the oracle saves.

@@ -22,7 +22,7 @@ from pars.prove.workload.arrivals import burst, gamma, mean_rate, poisson, scale
 from pars.prove.workload.traces import Trace, read_trace
 from pars.prove.workload.workload import Header, WorkloadRequest
 from pars.request.conversation import message_of
-from pars.request.prompts import CHARS_PER_TOKEN
+from pars.request.token_counts import CHARS_PER_TOKEN
 
 ARRIVALS = ("poisson", "gamma", "burst", "trace")
 TOKENS_PER = {"tokens": 1.0, "characters": 1 / CHARS_PER_TOKEN, "words": 4 / 3}

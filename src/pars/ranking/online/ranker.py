@@ -15,9 +15,10 @@ import secrets
 from collections import deque
 from dataclasses import dataclass
 
+from pars.ranking.intervals import Estimate, tau_b_interval
 from pars.ranking.online.model import OnlineModel
 from pars.ranking.online.reading import Reader, Reading
-from pars.ranking.order_metrics import Estimate, pair_sums, tau_b_interval
+from pars.ranking.order_metrics import pair_sums
 from pars.request.features import Signals
 
 COVERAGE = 0.8

@@ -232,7 +232,9 @@ def answers_to(connection: socket.socket, expected: list[Request], ends: bool) -
                 answers.append(b"nothing for so long")
             return answers
         if not piece:
-            assert not data, "half an answer"
+            # A HEAD for its own page is answered before its body came, in which there is a fault.
+            is_own_head = len(answers) == len(expected) and data.endswith(b"\r\n\r\n")
+            assert not data or is_own_head, "half an answer"
             return answers
         data += piece
 

@@ -87,7 +87,7 @@ def test_without_a_folder_it_learns_in_memory(tmp_path: Path, monkeypatch: pytes
         eventually(lambda: counted(app, "pars_answers_learned_total") == 2)
     with learning_gateway(FakeEngine(), ranker="", learn="off") as (url, app):
         teach(url, 2)
-        assert app.middleware.learner is None
+        assert app.middleware.predictor.learner is None
 
     assert list(tmp_path.iterdir()) == []
 

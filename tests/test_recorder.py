@@ -27,9 +27,10 @@ from gateways import (
     read_request,
     scripted_upstream,
 )
+from pars.outcomes.decision import Decision
 from pars.outcomes.engine_lengths import Desk, Finished
 from pars.outcomes.metrics import OutcomeMetrics
-from pars.outcomes.recorder import Decided, Recorder
+from pars.outcomes.recorder import Recorder
 from pars.outcomes.records import Outcome, read_outcomes
 from pars.ranking.live_ranker import fingerprint_of
 from pars.serving.gateway import Gateway
@@ -386,9 +387,9 @@ class Bench:
             pass
 
         outcome = Outcome(arrival_s=1000.0, path=path, decision="scored", **fields)
-        decided = Decided(outcome=outcome, began_s=began_s, request_id=request_id)
+        decision = Decision(outcome=outcome, began_s=began_s, request_id=request_id)
         scope = {"path": path, "headers": list(headers)}
-        await self.recorder.follow(app, decided, scope, receive, send)
+        await self.recorder.follow(app, decision, scope, receive, send)
         return seen[0].decode() if seen else ""
 
     def tell(self, engine_id: str, tokens: int, reason: str = "stop", prompt: int = 9) -> None:

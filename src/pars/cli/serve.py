@@ -203,9 +203,9 @@ def gateway(
         return
     raise_open_files(max_connections)
     app = Gateway(server, settings)
-    if settings.ranker != "none" and not app.middleware.ranker.is_loaded:
+    if settings.ranker != "none" and not app.middleware.predictor.ranker.is_loaded:
         raise ParsError(f"no ranker can be loaded from {settings.ranker_folder}")
-    learner = app.middleware.learner
+    learner = app.middleware.predictor.learner
     if learner is not None:
         click.echo(f"learns as it serves, {_kept(learner.folder)}", err=True)
     greeting = f"{upstream} is served at {{url}}, by priority - stop with Ctrl-C"

@@ -11,6 +11,7 @@ import math
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from pars.errors import ParsError, one_line
 from pars.outcomes.metrics import LearnMetrics
@@ -51,6 +52,15 @@ class Learner:
     def is_ready(self) -> bool:
         """Whether it orders better than chance, by the last answers."""
         return self.ranker.gauge.is_useful
+
+    def as_json(self) -> dict[str, Any]:
+        """What it knows by now, for a health page."""
+        return {
+            "folder": None if self.folder is None else str(self.folder),
+            "num_learned": self.ranker.model.num_learned,
+            "in_use": self.is_ready,
+            "tau_b": self.ranker.gauge.tau_b.as_json(),
+        }
 
     def expect(self, signals: Signals, score: float | None = None) -> Guess:
         """What is expected of a request; `score` is an offline ranker's, on its own scale."""

@@ -14,9 +14,10 @@ import asyncio
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from pars.outcomes.answers import CUT_SHORT_FIRST, Answer, AnswerFacts
+from pars.outcomes.decision import Decision
 from pars.outcomes.engine_lengths import DESK, Desk, Finished
 from pars.outcomes.metrics import OutcomeMetrics
 from pars.outcomes.records import Outcome
@@ -36,26 +37,6 @@ ENGINE_IDS = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decided:
-    """
-    A request on its way to the engine.
-
-    Attributes:
-        outcome: What is known of it so far.
-        began_s: Of `time.perf_counter`, when its body was in.
-        request_id: That the client gave in the body; the header's goes before.
-        when_begun: Called once the engine begins to answer, as the answer's first byte tells.
-        when_done: Called with the outcome, after the observers of all requests.
-    """
-
-    outcome: Outcome
-    began_s: float
-    request_id: str | None = None
-    when_begun: Callable[[], None] | None = None
-    when_done: Callable[[Outcome], None] | None = None
-
-
 class Recorder:
     """
     Follows requests to their ends. On one event loop.
@@ -63,6 +44,8 @@ class Recorder:
     Args:
         observers: Each is called with each outcome, on the event loop; an exception in one is
             counted and costs nothing else.
+        when_begun: Called once the engine begins to answer, as the answer's first byte tells.
+        when_ended: Called with each outcome, after the observers.
         clock: Unix time, as the arrivals were taken by.
         desk: Where an engine in this process tells of finished requests.
         grace_s: How long that is waited for after an answer's last byte.
@@ -73,11 +56,15 @@ class Recorder:
         observers: Sequence[Callable[[Outcome], None]],
         metrics: OutcomeMetrics,
         *,
+        when_begun: Callable[[Decision], None] | None = None,
+        when_ended: Callable[[Decision, Outcome], None] | None = None,
         clock: Callable[[], float] = time.time,
         desk: Desk = DESK,
         grace_s: float = GRACE_S,
     ) -> None:
         self._observers = observers
+        self._when_begun = when_begun
+        self._when_ended = when_ended
         self._metrics = metrics
         self._clock = clock
         self._desk = desk
@@ -86,12 +73,12 @@ class Recorder:
         self._late: dict[_Watch, asyncio.TimerHandle] = {}
 
     async def follow(
-        self, app: ASGIApp, decided: Decided, scope: Scope, receive: Receive, send: Send
+        self, app: ASGIApp, decision: Decision, scope: Scope, receive: Receive, send: Send
     ) -> None:
         """Hand the request to `app` and watch what passes; raises what `app` raises."""
-        watch = _Watch(decided, Answer(self._budget), receive, send)
+        watch = _Watch(decision, Answer(self._budget), receive, send, self._when_begun)
         if self._desk.is_open:
-            scope = self._await_engine(watch, scope, decided.request_id)
+            scope = self._await_engine(watch, scope, decision.request_id)
         try:
             await app(scope, watch.receive, watch.send)
         finally:
@@ -105,7 +92,7 @@ class Recorder:
     def _await_engine(self, watch: "_Watch", scope: Scope, request_id: str | None) -> Scope:
         """Wait for what the engine tells of the request; give it an id if it has none."""
         pattern = next((ENGINE_IDS[end] for end in ENGINE_IDS if scope["path"].endswith(end)), None)
-        outcome = watch.decided.outcome
+        outcome = watch.decision.outcome
         if pattern is None or outcome.num_prompts > MAX_PROMPTS:
             return scope
         sent = next((value for name, value in scope["headers"] if name == REQUEST_ID), None)
@@ -155,19 +142,30 @@ class Recorder:
         except Exception:  # a fault of ours, and none of the request's
             self._metrics.dropped("error")
             return
-        own = watch.decided.when_done
-        for observe in (*self._observers, *([own] if own else ())):
-            try:
-                observe(outcome)
-            except Exception:
-                self._metrics.dropped("error")
+        for observe in self._observers:
+            self._tell(observe, outcome)
+        if self._when_ended is not None:
+            self._tell(self._when_ended, watch.decision, outcome)
+
+    def _tell(self, observe: Callable[..., None], *what: object) -> None:
+        try:
+            observe(*what)
+        except Exception:
+            self._metrics.dropped("error")
 
 
 class _Watch:
     """One request and its answer, as they pass."""
 
-    def __init__(self, decided: Decided, answer: Answer, receive: Receive, send: Send) -> None:
-        self.decided = decided
+    def __init__(
+        self,
+        decision: Decision,
+        answer: Answer,
+        receive: Receive,
+        send: Send,
+        when_begun: Callable[[Decision], None] | None,
+    ) -> None:
+        self.decision = decision
         self.answer = answer
         self.num_answers = 0  # that the engine will tell of
         self.engine_ids: list[str] = []
@@ -176,6 +174,7 @@ class _Watch:
         self.hear: Callable[[Finished], None] = self.finished.append
         self._receive = receive
         self._send = send
+        self._when_begun = when_begun
         self._first_byte_s: float | None = None
         self._client_left = False
         self._is_lost = False
@@ -203,14 +202,14 @@ class _Watch:
         elif message["type"] == "http.response.body":
             if self._first_byte_s is None and message.get("body"):
                 self._first_byte_s = time.perf_counter()
-                if self.decided.when_begun is not None:
-                    self.decided.when_begun()
+                if self._when_begun is not None:
+                    self._when_begun(self.decision)
             is_last = not message.get("more_body", False)
             self.answer.piece(bytes(message.get("body", b"")), is_last=is_last)
 
     def since_s(self) -> float:
         """Seconds since the request's body was in, by a clock that is never set."""
-        return time.perf_counter() - self.decided.began_s
+        return time.perf_counter() - self.decision.began_s
 
     def outcome(self) -> tuple[Outcome, str]:
         """What came of the request, and by what its length is known."""
@@ -219,20 +218,20 @@ class _Watch:
         facts = self.answer.facts(client_left=self._client_left)
         wait_s = None
         if self._first_byte_s is not None:
-            wait_s = self._first_byte_s - self.decided.began_s
+            wait_s = self._first_byte_s - self.decision.began_s
         if self.finished:
             wait_s = max(finished.queued_s for finished in self.finished)
             if len(self.finished) == self.num_answers:
                 facts = _told_by_engine(self.finished, facts)
         outcome = replace(
-            self.decided.outcome,
+            self.decision.outcome,
             prompt_tokens=facts.prompt_tokens,
             answer_tokens=facts.answer_tokens,
             is_exact=facts.is_exact,
             finish_reason=facts.finish_reason,
             status=self.answer.status,
             wait_s=wait_s,
-            total_s=self.end_s - self.decided.began_s,
+            total_s=self.end_s - self.decision.began_s,
         )
         return outcome, facts.known
 

@@ -31,7 +31,7 @@ from aiohttp.connector import Connection
 from aiohttp.http import RawResponseMessage, StreamWriter
 from aiohttp.http_exceptions import HttpProcessingError
 
-from pars.serving.place import Place
+from pars.serving.address import Address
 
 # Servers close idle connections, uvicorn and so vLLM after 5 s. Giving them up before that avoids
 # the race in which a request is written just as the other side closes.
@@ -184,21 +184,21 @@ class Pool:
         connect_timeout_s: To open one.
     """
 
-    def __init__(self, place: Place, *, keeps: bool, connect_timeout_s: float) -> None:
+    def __init__(self, address: Address, *, keeps: bool, connect_timeout_s: float) -> None:
         self._loop = asyncio.get_running_loop()
         self._keeps = keeps
         self._idle: deque[Line] = deque()
         options: dict[str, Any] = {"limit": 0, "force_close": True}
         self._connector: BaseConnector = (
-            UnixConnector(path=place.socket_path, **options)
-            if place.socket_path
+            UnixConnector(path=address.socket_path, **options)
+            if address.socket_path
             else TCPConnector(**options)
         )
         make_line: Any = partial(Line, loop=self._loop)
         self._connector._factory = make_line
         # Tells where to connect to; it is never sent.
         self._request = ClientRequest(
-            "GET", place.base, loop=self._loop, ssl=place.tls, proxy=place.proxy
+            "GET", address.base, loop=self._loop, ssl=address.tls, proxy=address.proxy
         )
         self._timeout = ClientTimeout(total=None, sock_connect=connect_timeout_s)
 

@@ -135,10 +135,11 @@ class Gateway:
         except UpstreamError as error:
             problem = str(error)
         is_up = answer is not None and answer < 500
-        ranker = self.middleware.ranker
+        predictor = self.middleware.predictor
+        ranker, learner = predictor.ranker, predictor.learner
         report: dict[str, Any] = {
             "server": SERVER_NAME,
-            "status": "down" if not is_up else "ok" if self.middleware.can_order else "unscored",
+            "status": "down" if not is_up else "ok" if predictor.can_order else "unscored",
             "upstream": {"url": self.upstream.url, "reachable": is_up, "health_status": answer},
             "ranker": {
                 "loaded": ranker.is_loaded,
@@ -146,7 +147,7 @@ class Gateway:
                 "model": ranker.model_name,
                 "fingerprint": ranker.fingerprint,
             },
-            "learning": self.middleware.learning,
+            "learning": None if learner is None else learner.as_json(),
             "engine": self.known.state,
             "schedules_by_priority": self.middleware.order.obeys,
             "warnings": self.known.warnings,

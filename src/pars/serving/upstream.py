@@ -23,10 +23,10 @@ from aiohttp.http import RawResponseMessage
 from aiohttp.http_exceptions import HttpProcessingError
 
 from pars.scheduling.trust import BEARER_HEADER, KEY_HEADERS
+from pars.serving.address import Address
 from pars.serving.connections import Line, Pool
 from pars.serving.exchange import Body, Exchange
 from pars.serving.header_fields import HOP_BY_HOP, Headers, end_to_end, seen_outside
-from pars.serving.place import Place
 
 MAX_PAGE_BYTES = 1 << 20
 MADE_HERE = HOP_BY_HOP | {b"host", b"content-length", b"expect"}
@@ -82,29 +82,29 @@ class Upstream:
         ca_file: str = "",
         keeps_connections: bool = True,
     ) -> None:
-        self._place = Place.parse(url, ca_file)
+        self._address = Address.parse(url, ca_file)
         self.num_open = 0
-        self._prefix = self._place.prefix
-        self._host_field = b"Host: " + self._place.host
-        self.base = str(self._place.base)
+        self._prefix = self._address.prefix
+        self._host_field = b"Host: " + self._address.host
+        self.base = str(self._address.base)
         self._max_connections = max_connections
         self._connect_timeout_s = connect_timeout_s
         self._timeout_s = timeout_s
         self._replaced = MADE_HERE | KEY_FIELDS if api_key else MADE_HERE
         self._own_fields = [b"Authorization: Bearer " + api_key.encode()] if api_key else []
-        self._own_fields += self._place.proxy_fields
+        self._own_fields += self._address.proxy_fields
         self._keeps_connections = keeps_connections
         self._pool: Pool | None = None
 
     @property
     def url(self) -> str:
         """Where it is, for people."""
-        return self._place.shown
+        return self._address.shown
 
     @property
     def has_proxy(self) -> bool:
         """Whether it is asked through a proxy that the environment names."""
-        return self._place.proxy is not None
+        return self._address.proxy is not None
 
     def asked_afresh(self) -> Self:
         """The same server with a connection for each request, so that several take turns."""
@@ -202,7 +202,7 @@ class Upstream:
     async def _exchange(self, *, is_second: bool) -> Exchange:
         if self._pool is None:
             self._pool = Pool(
-                self._place,
+                self._address,
                 keeps=self._keeps_connections,
                 connect_timeout_s=self._connect_timeout_s,
             )

@@ -17,7 +17,7 @@ UNIX_SCHEMES = ("unix", "http+unix")
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Address:
     """
     Attributes:
         shown: The URL for people.

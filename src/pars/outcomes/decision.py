@@ -1,0 +1,35 @@
+"""What was decided about one request: made once, before it goes on, and handed down."""
+
+from dataclasses import dataclass
+
+from pars.outcomes.records import Outcome
+from pars.ranking.online.ranker import Guess
+from pars.scheduling.slowdown import Place
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """
+    One request's place in the engine's queue, and what it came from.
+
+    Neither its text nor its body: a decision lives as long as the answer takes. Layers behind the
+    middleware find it in the ASGI scope, under `DECISION`.
+
+    Attributes:
+        outcome: What is known of the request by now, its key among it: smaller goes first.
+        priority: The key as the engine takes it.
+        began_s: Of `time.perf_counter`, when its body was in.
+        request_id: That the client gave in the body; the header's goes before.
+        place: Where it stands towards the bound on waiting; None: there is none in shares.
+        guess: What the ranker that learns expected of the answer; None: none does.
+    """
+
+    outcome: Outcome
+    priority: int = 0
+    began_s: float
+    request_id: str | None = None
+    place: Place | None = None
+    guess: Guess | None = None
+
+
+DECISION = "pars.decision"

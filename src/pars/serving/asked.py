@@ -1,0 +1,92 @@
+"""What a generation request asks for, as far as its body can be read: the one reading of it."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from pars.request.features import Signals, signals_of
+from pars.request.fields import SMALL_BYTES, read_fields
+from pars.request.prompts import GenerationRequest, Prompt, reader_of, unread_request
+from pars.scheduling.trust import Headers, keys_in
+
+NO_TEXT = GenerationRequest((Prompt(None, 0.0),))
+MAX_NAME_CHARS = 256  # of a model's or a request's name, kept until the answer ends
+
+_T = TypeVar("_T")
+
+
+class Body(Protocol):
+    """
+    A request's body, or what is known of one that is not held (`request.body.HeldBody`).
+
+    Attributes:
+        outcome: Why it is not to be read; None: it is held as a whole.
+        num_bytes: That came.
+    """
+
+    outcome: str | None
+    num_bytes: int
+
+    def content(self) -> bytes:
+        """Its bytes."""
+
+
+@dataclass(slots=True)
+class Asked:
+    """
+    One request as it was read.
+
+    Attributes:
+        problem: Why there is no text to score, as counted in pars_decisions_total; empty: there is.
+        model, request_id: As the request names them.
+        signals: What the ranker that learns reads; None: it was not asked for, or not readable.
+    """
+
+    request: GenerationRequest = NO_TEXT
+    problem: str = "error"
+    model: str | None = None
+    request_id: str | None = None
+    signals: Signals | None = None
+
+    @property
+    def texts(self) -> list[str]:
+        """The prompts' texts that there are."""
+        return [prompt.text for prompt in self.request.prompts if prompt.text]
+
+
+async def read_asked(
+    asked: Asked, path: str, headers: Headers, body: Body, *, with_signals: bool
+) -> None:
+    """
+    Read the request into `asked`; a large body beside the event loop.
+
+    What was read before something goes wrong stays in `asked`, which says "error" then.
+    """
+    asked.problem = body.outcome or "undecodable"
+    asked.request = unread_request(body.num_bytes)
+    if body.outcome is not None:
+        return
+    fields = await beside_loop(body.num_bytes, read_fields, body.content())
+    reader = reader_of(path)
+    if fields is None or reader is None:
+        return
+    asked.problem = "error"
+    asked.request = reader(fields)
+    asked.model, asked.request_id = _name(fields, "model"), _name(fields, "request_id")
+    if with_signals:
+        key = next(iter(keys_in(headers)), b"").decode("latin-1")
+        asked.signals = signals_of(path, fields, asked.request, key)
+    asked.problem = "" if asked.texts else "no_text"
+
+
+async def beside_loop(num_bytes: int, do: Callable[..., _T], *arguments: Any) -> _T:
+    """`do` beside the event loop if that takes milliseconds, so that nobody else waits for it."""
+    if num_bytes <= SMALL_BYTES:
+        return do(*arguments)
+    return await asyncio.to_thread(do, *arguments)
+
+
+def _name(fields: dict[str, Any], field: str) -> str | None:
+    value = fields.get(field)
+    return value[:MAX_NAME_CHARS] if isinstance(value, str) else None

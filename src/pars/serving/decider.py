@@ -1,0 +1,109 @@
+"""
+Decides about each request, once: reads it, has its answer's length predicted, and gives it a place.
+
+    decider = Decider(settings, Predictor(settings, metrics), Placing(settings, metrics), metrics)
+    decision = await decider.decide(engine, path, headers, peer, body)
+
+Every door does the same by it: the middleware, and whoever else carries requests to an engine.
+"""
+
+import time
+from collections.abc import Callable
+
+from pars.outcomes.decision import Decision
+from pars.outcomes.metrics import ServeMetrics
+from pars.outcomes.records import Outcome
+from pars.outcomes.writer import OutcomeWriter
+from pars.request.prompts import head_and_tail
+from pars.scheduling.engines import Engine
+from pars.scheduling.trust import Headers
+from pars.serving.asked import MAX_NAME_CHARS, Asked, Body, read_asked
+from pars.serving.placing import Placing
+from pars.serving.prediction import Prediction, Predictor
+from pars.serving.settings import Settings
+
+
+class Decider:
+    """
+    What one server process decides by. On one event loop.
+
+    Args:
+        writer: Who keeps outcomes, and tells equal texts apart without keeping them.
+        clock: Unix time.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        predictor: Predictor,
+        placing: Placing,
+        metrics: ServeMetrics,
+        *,
+        writer: OutcomeWriter | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._settings = settings
+        self._predictor = predictor
+        self._placing = placing
+        self._metrics = metrics
+        self._writer = writer
+        self._clock = clock
+        self._trust = settings.trust()
+
+    async def decide(
+        self, engine: Engine, path: str, headers: Headers, peer: str | None, body: Body
+    ) -> Decision:
+        """
+        Decide about a request whose body is in: a slow sender gains no age by it. Never raises.
+
+        Args:
+            headers: As the client sent them, names in lower case.
+            peer: The address of who opened the connection.
+        """
+        began_s, arrival_s = time.perf_counter(), self._clock()
+        wish = self._trust.wish(headers, peer)
+        asked = Asked()
+        try:
+            learns = self._predictor.learner is not None
+            await read_asked(asked, path, headers, body, with_signals=learns)
+        except Exception as error:  # nothing here may cost a request
+            self._predictor.warn(error)
+        prediction = await self._predictor.predict(asked, is_trusted=wish.priority is not None)
+        self._metrics.count(prediction.reason)
+        priority, place = self._placing.place(engine, asked.request, prediction, wish, arrival_s)
+        key = -priority if engine.larger_first else priority
+        outcome = self._outcome(path, asked, prediction, arrival_s, key)
+        self._metrics.decision_seconds.observe(time.perf_counter() - began_s)
+        return Decision(
+            outcome=outcome,
+            priority=priority,
+            began_s=began_s,
+            request_id=asked.request_id,
+            place=place,
+            guess=prediction.guess,
+        )
+
+    def _outcome(
+        self, path: str, asked: Asked, prediction: Prediction, arrival_s: float, key: int
+    ) -> Outcome:
+        """What is known of the request by now, without its texts unless they are to be kept."""
+        text = prompt_key = None
+        if self._writer is not None and (texts := asked.texts):
+            text = head_and_tail(texts[0], self._settings.max_prompt_chars)
+            prompt_key = self._writer.key_of(text)
+        request = asked.request
+        return Outcome(
+            arrival_s=arrival_s,
+            path=path[-MAX_NAME_CHARS:],
+            decision=prediction.reason,
+            model=asked.model,
+            ranker=prediction.ranker,
+            score=prediction.score,
+            expected_tokens=prediction.first_tokens,
+            max_tokens=request.max_tokens,
+            num_answers=request.num_answers,
+            num_prompts=len(request.prompts),
+            key=key,
+            prompt_key=prompt_key,
+            prompt=text if self._settings.outcome_prompts else None,
+        )

@@ -27,9 +27,10 @@ from pars.outcomes.queue_order import WINDOW, contests_of
 from pars.outcomes.records import OutcomesRead, read_outcomes
 from pars.scheduling.engines import ENGINES, FOREIGN, NONE, Engine, EngineTold, contradictions
 from pars.scheduling.priority import DEFAULT_MAX_OVERTAKE_S
+from pars.serving.answer import UpstreamError
 from pars.serving.engine_watch import NotTold, ask_engine
 from pars.serving.gateway import HEALTH_PATH, METRICS_PATH, SERVER_NAME
-from pars.serving.upstream import Upstream, UpstreamError
+from pars.serving.upstream import Upstream
 
 EVERY_S = 0.5
 PATIENCE_S = 5.0  # for one page

@@ -22,9 +22,10 @@ from typing import Any
 from pars.errors import ParsError
 from pars.scheduling.engines import ENGINES, PRIORITY_HEADER, Engine
 from pars.scheduling.priority import EPOCH_S
+from pars.serving.answer import Answer, UpstreamError
 from pars.serving.engine_watch import NotTold, ask_engine
 from pars.serving.settings import Settings
-from pars.serving.upstream import Answer, Upstream, UpstreamError
+from pars.serving.upstream import Upstream
 
 MAX_BLOCKERS = 2048
 BLOCKER_TOKENS = 4096  # where the upstream does not tell how many it takes

@@ -8,13 +8,13 @@ leaves a doubt gets a 400 and ends its connection, as RFC 9112 asks for.
 """
 
 import asyncio
-import re
-import socket
-import struct
 from typing import Any
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from pars.serving.request_heads import doubt_of, without_upgrade
+from pars.serving.until_close import UntilClose
 
 MAX_OVERHEAD_BYTES = 64 * 1024  # that are not body, without a byte of body between
 MAX_DROPPED_BYTES = 1 << 20  # that still come after a refusal
@@ -24,8 +24,6 @@ BODY_TIMEOUT_S = 60.0  # without a byte of a body that the client announced
 READ_TIMEOUT_S = 300.0  # without the client taking a byte of an answer that waits for it
 LINGER_S = 2.0  # for a client to read the last answer before its connection is closed
 
-HOST = re.compile(rb"[\w.~%:\[\]-]*")
-VERSIONS = ("1.0", "1.1")
 REASONS = {
     400: b"Bad Request",
     408: b"Request Timeout",
@@ -126,7 +124,7 @@ class ClientProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._method = self.parser.get_method()
         self._version = self.parser.get_http_version()
-        problem = self._problem()
+        problem = doubt_of(self._method, self.url, self._version, self.headers)
         if problem:
             self._refuse(400, problem)
             raise ValueError(problem)  # ends the parser
@@ -139,7 +137,7 @@ class ClientProtocol(HttpToolsProtocol):
         self._stop_timer()
         if self._version == "1.0":
             cycle = self.cycle
-            cycle.send = _UntilClose(cycle).send  # type: ignore[method-assign]
+            cycle.send = UntilClose(cycle).send  # type: ignore[method-assign]
 
     def on_body(self, body: bytes) -> None:
         self._num_overhead_bytes = 0
@@ -169,26 +167,6 @@ class ClientProtocol(HttpToolsProtocol):
             self._stop_timer()
             self._unset_keepalive_if_required()
             self._timer = self.loop.call_later(self.linger_s, self.transport.close)
-
-    def _problem(self) -> str:
-        """What about the request's head leaves a doubt; empty: nothing."""
-        codings, hosts = [], []
-        for name, value in self.headers:
-            if name == b"host":
-                hosts.append(value)
-            elif name == b"transfer-encoding":
-                codings.append(value.lower())
-        if self._version not in VERSIONS:
-            return f"HTTP/{self._version} is not spoken here"
-        if not self.url.startswith(b"/") or b"#" in self.url or self._method == b"CONNECT":
-            return "the target must be a path"
-        if codings and (codings != [b"chunked"] or self._version == "1.0"):
-            return "the only transfer coding is chunked, once, in HTTP/1.1"
-        if len(hosts) > 1 or (not hosts and self._version != "1.0"):
-            return "a request has one Host field"
-        if hosts and not HOST.fullmatch(hosts[0]):
-            return "Host names no host"
-        return ""
 
     # Refusing, and leaving
 
@@ -277,59 +255,3 @@ class ClientProtocol(HttpToolsProtocol):
         if self._reader_timer is not None:
             self._reader_timer.cancel()
             self._reader_timer = None
-
-
-class _UntilClose:
-    """
-    Answers an HTTP/1.0 request, whose sender knows no chunks.
-
-    A body of unknown length ends with its connection: one that breaks off ends with a reset, or it
-    would look whole.
-    """
-
-    def __init__(self, cycle: RequestResponseCycle) -> None:
-        self._cycle = cycle
-        self._send = cycle.send
-        self._is_framed = True
-
-    async def send(self, message: Any) -> None:
-        cycle = self._cycle
-        if message["type"] == "http.response.start":
-            names = {name.lower() for name, _ in message.get("headers", [])}
-            has_body = cycle.scope["method"] != "HEAD" and message["status"] not in (204, 304)
-            self._is_framed = b"content-length" in names or not has_body
-            if not self._is_framed:
-                self._reset_on_close(True)
-                cycle.chunked_encoding = False  # uvicorn then frames nothing
-            await self._send(message)
-        elif self._is_framed:
-            await self._send(message)
-        else:
-            await self._send_unframed(message)
-
-    async def _send_unframed(self, message: Any) -> None:
-        cycle = self._cycle
-        body = message.get("body", b"")
-        is_last = not message.get("more_body", False)
-        cycle.expected_content_length = len(body)
-        if is_last:
-            self._reset_on_close(False)
-        await self._send(message)
-
-    def _reset_on_close(self, does: bool) -> None:
-        connection: socket.socket | None = self._cycle.transport.get_extra_info("socket")
-        if connection is not None:
-            linger = struct.pack("ii", int(does), 0)
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-
-
-def without_upgrade(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """The fields of a request that does not offer to go on in another protocol."""
-    kept = []
-    for name, value in headers:
-        if name == b"connection":
-            options = [option.strip() for option in value.split(b",")]
-            value = b", ".join(it for it in options if it.lower() != b"upgrade")
-        if name not in (b"upgrade", b"http2-settings") and (value or name != b"connection"):
-            kept.append((name, value))
-    return kept

@@ -13,9 +13,10 @@ from contextlib import suppress
 from typing import Any
 
 from pars.scheduling.engines import FOREIGN, EngineTold, told_by_server_info, told_by_version
+from pars.serving.answer import UpstreamError
 from pars.serving.header_fields import Headers
 from pars.serving.known_engine import NOT_KNOWN, KnownEngine
-from pars.serving.upstream import Upstream, UpstreamError
+from pars.serving.upstream import Upstream
 
 log = logging.getLogger("pars")
 

@@ -21,6 +21,7 @@ from pars.ranking.live_ranker import LiveRanker
 from pars.request.body import Message, Receive, Scope, Send
 from pars.scheduling.engines import ENGINES
 from pars.scheduling.trust import keys_in
+from pars.serving.answer import UpstreamError
 from pars.serving.client_protocol import ClientProtocol
 from pars.serving.engine_watch import SETTLED_S, SOON_S, EngineWatch
 from pars.serving.header_fields import end_to_end
@@ -29,7 +30,7 @@ from pars.serving.middleware import PriorityMiddleware
 from pars.serving.relay import Relay
 from pars.serving.replies import send_bytes, send_error, send_json
 from pars.serving.settings import Settings
-from pars.serving.upstream import Upstream, UpstreamError
+from pars.serving.upstream import Upstream
 
 # The upstream's own Date and Server pass; the peer's address is who really connected, so that trust
 # by address cannot be had by a header.

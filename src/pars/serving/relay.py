@@ -15,9 +15,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from pars.request.body import Message, Receive, Scope, Send
 from pars.request.prompts import reader_of
+from pars.serving.answer import UpstreamError
 from pars.serving.header_fields import Headers
 from pars.serving.replies import send_error
-from pars.serving.upstream import Upstream, UpstreamError
+from pars.serving.upstream import Upstream
 
 log = logging.getLogger("pars")
 

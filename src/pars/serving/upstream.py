@@ -12,21 +12,18 @@ frames a body, and Host, are always made here, from what is really sent.
 """
 
 import asyncio
-import re
-from collections.abc import AsyncIterable, Callable, Iterable
+from collections.abc import AsyncIterable, Callable
 from copy import copy
 from typing import Self
 
 import aiohttp
-from aiohttp import StreamReader
-from aiohttp.http import RawResponseMessage
-from aiohttp.http_exceptions import HttpProcessingError
 
 from pars.scheduling.trust import BEARER_HEADER, KEY_HEADERS
 from pars.serving.address import Address
+from pars.serving.answer import FAILURES, Answer, UpstreamError
 from pars.serving.connections import Line, Pool
 from pars.serving.exchange import Body, Exchange
-from pars.serving.header_fields import HOP_BY_HOP, Headers, end_to_end, seen_outside
+from pars.serving.header_fields import HOP_BY_HOP, Headers
 
 MAX_PAGE_BYTES = 1 << 20
 MADE_HERE = HOP_BY_HOP | {b"host", b"content-length", b"expect"}
@@ -35,21 +32,6 @@ KEY_FIELDS = frozenset((BEARER_HEADER, *KEY_HEADERS))
 # Sent twice they do the same as once (RFC 9110, section 9.2.2).
 IDEMPOTENT = frozenset(("GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"))
 HAS_CONTENT = frozenset(("POST", "PUT", "PATCH"))  # their length is told even if it is 0
-
-# What no field may hold (RFC 9110, 5.5 and 5.6.2); aiohttp is lenient about an upstream's.
-BAD_NAME = re.compile(rb"[^!#$%&'*+\-.^_`|~0-9A-Za-z]")
-BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
-
-FAILURES = (aiohttp.ClientError, HttpProcessingError, OSError)
-
-
-class UpstreamError(Exception):
-    """The upstream gave no usable answer. `status` and `code` are for the client."""
-
-    def __init__(self, status: int, code: str, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
 
 
 class Upstream:
@@ -163,12 +145,14 @@ class Upstream:
                 if on_connect is not None:
                     on_connect()
                 try:
-                    answer = await exchange.ask(method, head, body, length)
-                    return Answer(self, exchange, *answer)
+                    told = await exchange.ask(method, head, body, length)
+                    return Answer(
+                        *told, exchange, base=self.base, on_end=self._ended, why=self._why
+                    )
                 except FAILURES as error:
                     is_harmless = method in IDEMPOTENT or may_repeat()
                     if not (is_harmless and exchange.met_closed_line(error)):
-                        raise self.told(error, exchange.line) from error
+                        raise self._why(error, exchange.line) from error
                     exchange.end(is_whole=False)
         except BaseException:
             self.num_open -= 1
@@ -243,7 +227,10 @@ class Upstream:
             raise ValueError("a line end within a field")  # which the client's parser refuses
         return head
 
-    def told(self, error: BaseException, line: Line) -> UpstreamError:
+    def _ended(self) -> None:
+        self.num_open -= 1
+
+    def _why(self, error: BaseException, line: Line) -> UpstreamError:
         """What went wrong, for the client and for the log."""
         if isinstance(error, TimeoutError):
             message = f"the upstream sent nothing for {self._timeout_s:g} seconds"
@@ -255,82 +242,10 @@ class Upstream:
         return UpstreamError(502, "upstream_closed", message)
 
 
-class Answer:
-    """
-    A response as it comes.
-
-    Attributes:
-        headers: Its end-to-end fields, as the upstream wrote them; but a Location on the upstream
-            itself is a path.
-
-    Raises:
-        UpstreamError: it is none that can be passed on.
-    """
-
-    def __init__(
-        self,
-        upstream: Upstream,
-        exchange: Exchange,
-        message: RawResponseMessage,
-        content: StreamReader,
-    ) -> None:
-        self.status = message.code
-        self.headers = seen_outside(end_to_end(message.raw_headers), upstream.base)
-        self._upstream = upstream
-        self._exchange = exchange
-        self._content = content
-        problem = _problem(self.status, message.raw_headers)
-        if problem:
-            raise UpstreamError(502, "upstream_protocol_error", f"the upstream sent {problem}")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._upstream.num_open -= 1
-        self._exchange.end(is_whole=self.is_finished)
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether the whole body has been read."""
-        return self._content.at_eof()
-
-    async def read(self) -> bytes:
-        """
-        The next bytes of the body, b"" at its end.
-
-        Raises:
-            UpstreamError: the body broke off.
-        """
-        try:
-            return await self._content.readany()
-        except FAILURES as error:
-            raise self._upstream.told(error, self._exchange.line) from error
-
-    async def rest(self, max_bytes: int) -> bytes:
-        """The rest of the body, cut soon after `max_bytes`."""
-        pieces, num_bytes = [], 0
-        while not self.is_finished and num_bytes < max_bytes:
-            pieces.append(await self.read())
-            num_bytes += len(pieces[-1])
-        return b"".join(pieces)
-
-
 def _length(headers: Headers) -> int | None:
     """The Content-Length that a request states."""
     stated = [int(value) for name, value in headers if name.lower() == b"content-length"]
     return stated[0] if stated else None
-
-
-def _problem(status: int, headers: Iterable[tuple[bytes, bytes]]) -> str:
-    """Why an answer cannot be passed on; empty: it can."""
-    if not 200 <= status <= 599:
-        return "an upgrade that nobody asked for" if status == 101 else f"status {status}"
-    names = [name for name, _ in headers]
-    values = b"".join([value for _, value in headers])
-    if not all(names) or BAD_NAME.search(b"".join(names)) or BAD_VALUE.search(values):
-        return "a field that HTTP does not allow"
-    return ""
 
 
 def _reason(error: BaseException) -> str:

@@ -17,8 +17,9 @@ from typing import Any
 
 from pars.errors import ParsError
 from pars.prove.report.times import itl_bucket
-from pars.serving.upstream import Answer as Response
-from pars.serving.upstream import Upstream, UpstreamError
+from pars.serving.answer import Answer as Response
+from pars.serving.answer import UpstreamError
+from pars.serving.upstream import Upstream
 
 EXCERPT_CHARS = 300
 MAX_EVENT_BYTES = 16 << 20

@@ -17,7 +17,7 @@ from typing import Self
 from pars.doctor.metrics_page import PREEMPTIONS, RUNNING, WAITING, MetricsPage
 from pars.prove.live.live import Client
 from pars.prove.report.times import QueueSample
-from pars.serving.upstream import UpstreamError
+from pars.serving.answer import UpstreamError
 
 EVERY_S = 0.25
 PATIENCE_S = 30.0  # a busy server answers late, and is still worth looking at

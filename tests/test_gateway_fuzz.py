@@ -341,6 +341,7 @@ def fuzz(url: str, record: Record, num_examples: int, number: int | None = None)
         other.close()
 
 
+@pytest.mark.timeout(FUZZ_S + 300)
 def test_the_upstream_sees_only_whole_requests_of_their_own_clients(
     relayed: tuple[str, Record],
 ) -> None:

@@ -20,6 +20,8 @@ class Decision:
         priority: The key as the engine takes it.
         began_s: Of `time.perf_counter`, when its body was in.
         request_id: That the client gave in the body; the header's goes before.
+        work: Of prompt and answers, as expected, in answer tokens.
+        prompt_tokens: As its texts and token ids show.
         place: Where it stands towards the bound on waiting; None: there is none in shares.
         guess: What the ranker that learns expected of the answer; None: none does.
     """
@@ -28,6 +30,8 @@ class Decision:
     priority: int = 0
     began_s: float
     request_id: str | None = None
+    work: float = 0.0
+    prompt_tokens: float = 0.0
     place: Place | None = None
     guess: Guess | None = None
 

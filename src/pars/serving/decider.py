@@ -16,6 +16,7 @@ from pars.outcomes.records import Outcome
 from pars.outcomes.writer import OutcomeWriter
 from pars.request.prompts import head_and_tail
 from pars.scheduling.engines import Engine
+from pars.scheduling.priority import demand_of
 from pars.scheduling.trust import Headers
 from pars.serving.asked import MAX_NAME_CHARS, Asked, Body, read_asked
 from pars.serving.placing import Placing
@@ -70,7 +71,8 @@ class Decider:
             self._predictor.warn(error)
         prediction = await self._predictor.predict(asked, is_trusted=wish.priority is not None)
         self._metrics.count(prediction.reason)
-        priority, place = self._placing.place(engine, asked.request, prediction, wish, arrival_s)
+        demand = demand_of(asked.request, prediction.tokens, obey_limits=self._settings.obey_limits)
+        priority, place = self._placing.place(engine, demand, prediction, wish, arrival_s)
         key = -priority if engine.larger_first else priority
         outcome = self._outcome(path, asked, prediction, arrival_s, key)
         self._metrics.decision_seconds.observe(time.perf_counter() - began_s)
@@ -79,6 +81,8 @@ class Decider:
             priority=priority,
             began_s=began_s,
             request_id=asked.request_id,
+            work=demand.work,
+            prompt_tokens=sum(prompt.num_tokens for prompt in asked.request.prompts),
             place=place,
             guess=prediction.guess,
         )

@@ -6,9 +6,8 @@ from collections.abc import Callable
 from pars.outcomes.decision import Decision
 from pars.outcomes.metrics import ServeMetrics
 from pars.outcomes.records import Outcome
-from pars.request.prompts import GenerationRequest
 from pars.scheduling.engines import Engine
-from pars.scheduling.priority import EPOCH_S, MAX_OFFSET_S, PROMPT_TOKEN_WORK, demand_of
+from pars.scheduling.priority import EPOCH_S, MAX_OFFSET_S, PROMPT_TOKEN_WORK, Demand
 from pars.scheduling.slowdown import Place
 from pars.scheduling.trust import Wish
 from pars.serving.prediction import Prediction
@@ -26,7 +25,6 @@ class Placing:
     def __init__(
         self, settings: Settings, metrics: ServeMetrics, clock: Callable[[], float] = time.time
     ) -> None:
-        self._obeys_limits = settings.obey_limits
         self._slowdown = settings.slowdown()
         self._policies = {way: settings.policy(larger_first=way) for way in (False, True)}
         self._metrics = metrics
@@ -35,7 +33,7 @@ class Placing:
     def place(
         self,
         engine: Engine,
-        request: GenerationRequest,
+        demand: Demand,
         prediction: Prediction,
         wish: Wish,
         arrival_s: float,
@@ -44,7 +42,7 @@ class Placing:
         if wish.priority is not None:
             return min(max(wish.priority, -(2**63)), 2**63 - 1), None
         scale, policy = prediction.scale, self._policies[engine.larger_first]
-        cost, work = demand_of(request, prediction.tokens, obey_limits=self._obeys_limits)
+        cost, work = demand
         if not prediction.is_ordered:
             cost = scale.neutral_tokens  # the same for all: first come, first served
         self._metrics.cost_tokens.observe(cost)
@@ -71,7 +69,15 @@ class Placing:
 
     def correct(self, decision: Decision, outcome: Outcome) -> None:
         """What an answer truly took is known."""
-        tokens = outcome.answer_tokens
-        if self._slowdown is not None and decision.place is not None and tokens is not None:
-            prompt_work = PROMPT_TOKEN_WORK * (outcome.prompt_tokens or 0)
-            self._slowdown.correct(decision.place, tokens + prompt_work)
+        is_known = outcome.answer_tokens is not None
+        if self._slowdown is not None and decision.place is not None and is_known:
+            self._slowdown.correct(decision.place, true_work(decision, outcome))
+
+
+def true_work(decision: Decision, outcome: Outcome) -> float:
+    """
+    What a request took, in answer tokens; the prompt's by our own count where nobody tells it.
+    """
+    told = outcome.prompt_tokens
+    prompt_tokens = decision.prompt_tokens if told is None else told
+    return (outcome.answer_tokens or 0) + PROMPT_TOKEN_WORK * prompt_tokens

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from pars.outcomes.records import Outcome
 from pars.ranking.online.ranker import Guess
+from pars.scheduling.priority import PROMPT_TOKEN_WORK
 from pars.scheduling.slowdown import Place
 
 
@@ -19,7 +20,7 @@ class Decision:
         outcome: What is known of the request by now, its key among it: smaller goes first.
         priority: The key as the engine takes it.
         began_s: Of `time.perf_counter`, when its body was in.
-        request_id: That the client gave in the body; the header's goes before.
+        request_id: That the client gave, in X-Request-Id or else in the body.
         work: Of prompt and answers, as expected, in answer tokens.
         prompt_tokens: As its texts and token ids show.
         place: Where it stands towards the bound on waiting; None: there is none in shares.
@@ -34,6 +35,12 @@ class Decision:
     prompt_tokens: float = 0.0
     place: Place | None = None
     guess: Guess | None = None
+
+    def true_work(self, outcome: Outcome) -> float:
+        """What it took, in answer tokens; the prompt's by our own count where nobody tells it."""
+        told = outcome.prompt_tokens
+        prompt_tokens = self.prompt_tokens if told is None else told
+        return (outcome.answer_tokens or 0) + PROMPT_TOKEN_WORK * prompt_tokens
 
 
 DECISION = "pars.decision"

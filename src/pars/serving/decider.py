@@ -23,6 +23,8 @@ from pars.serving.placing import Placing
 from pars.serving.prediction import Prediction, Predictor
 from pars.serving.settings import Settings
 
+REQUEST_ID = b"x-request-id"
+
 
 class Decider:
     """
@@ -80,7 +82,7 @@ class Decider:
             outcome=outcome,
             priority=priority,
             began_s=began_s,
-            request_id=asked.request_id,
+            request_id=_named(headers) or asked.request_id,
             work=demand.work,
             prompt_tokens=sum(prompt.num_tokens for prompt in asked.request.prompts),
             place=place,
@@ -111,3 +113,9 @@ class Decider:
             prompt_key=prompt_key,
             prompt=text if self._settings.outcome_prompts else None,
         )
+
+
+def _named(headers: Headers) -> str | None:
+    """The request's name, as its X-Request-Id tells it."""
+    found = (value for name, value in headers if name == REQUEST_ID)
+    return next((value[:MAX_NAME_CHARS].decode("latin-1") for value in found), None)

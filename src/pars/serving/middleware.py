@@ -19,10 +19,11 @@ from functools import partial
 from pathlib import Path
 
 from pars.outcomes.decision import DECISION, Decision
-from pars.outcomes.metrics import OutcomeMetrics, ServeMetrics
+from pars.outcomes.metrics import OutcomeMetrics, ServeMetrics, WorthMetrics
 from pars.outcomes.queue_order import OrderJudge
 from pars.outcomes.recorder import Recorder
 from pars.outcomes.records import Outcome
+from pars.outcomes.worth_watch import WorthWatch
 from pars.outcomes.writer import OutcomeWriter
 from pars.ranking.live_ranker import LiveRanker
 from pars.request.body import ASGIApp, ByteBudget, HeldBody, Message, Receive, Scope, Send
@@ -50,6 +51,7 @@ class PriorityMiddleware:
         known: The engine: how it takes priorities, and whether it refuses them.
         order: Whether the engine goes by them.
         predictor: Who says how long answers will be.
+        worth: What the order is worth to the requests.
         byte_budget: Body bytes held by all requests together.
         max_closing_s: How long a scorer that hangs may hold up the server's shutdown.
     """
@@ -81,11 +83,11 @@ class PriorityMiddleware:
         self.byte_budget = ByteBudget(settings.max_buffered_bytes)
         self._kept_budget = ByteBudget(settings.max_buffered_bytes)  # of bodies at the engine
         self._placing = Placing(settings, self.metrics, clock)
+        bound = settings.max_slowdown if settings.goes_by_slowdown else None
+        self.worth = WorthWatch(WorthMetrics(self.metrics.registry), bound, clock)
         self._writer: OutcomeWriter | None = None
-        self._recorder: Recorder | None = None
         self._upkeep: list[asyncio.Task[None]] = []
-        if settings.outcomes or settings.drift or self.predictor.learner is not None:
-            self._recorder = self._record_requests(clock)
+        self._recorder = self._record_requests(clock)
         self._decider = Decider(
             settings,
             self.predictor,
@@ -144,8 +146,8 @@ class PriorityMiddleware:
             self._kept_budget,
             body.content() if body.outcome is None else None,
         )
-        if self._recorder is not None:
-            app = partial(self._recorder.follow, app, decision)
+        app = partial(self._recorder.follow, app, decision)
+        self.worth.worth.arrived(decision)
         try:
             aside = (stamped, engine, scope, body, decision.priority, receive)
             scope, receive = await beside_loop(body.num_bytes, *aside)
@@ -165,13 +167,19 @@ class PriorityMiddleware:
         return Recorder(
             observers + self.predictor.observers,
             metrics,
-            when_begun=self._placing.began,
+            when_begun=self._began,
             when_ended=self._ended,
             clock=clock,
         )
 
+    def _began(self, decision: Decision) -> None:
+        """The engine begins to answer."""
+        self._placing.began(decision)
+        self.worth.worth.began(decision)
+
     def _ended(self, decision: Decision, outcome: Outcome) -> None:
         """An answer is known: what it truly took, and how long it was."""
+        self.worth.ended(decision, outcome)
         self._placing.correct(decision, outcome)
         self.predictor.learn(decision.guess, outcome)
 
@@ -190,7 +198,7 @@ class PriorityMiddleware:
             await self._stop()
 
     def _start(self, scope: Scope) -> None:
-        upkeep = self.predictor.start()
+        upkeep = [*self.predictor.start(), self.worth.keep_looking()]
         if self._writer is not None:
             self._writer.start()
         policy = scheduling_policy(scope.get("app"))
@@ -215,8 +223,7 @@ class PriorityMiddleware:
         for task in self._upkeep:
             task.cancel()
         self._upkeep = []
-        if self._recorder is not None:
-            self._recorder.close()
+        self._recorder.close()
         if self._writer is not None:
             await asyncio.to_thread(self._writer.close, self.max_closing_s)
         await self.predictor.close(self.max_closing_s)

@@ -7,7 +7,7 @@ from pars.outcomes.decision import Decision
 from pars.outcomes.metrics import ServeMetrics
 from pars.outcomes.records import Outcome
 from pars.scheduling.engines import Engine
-from pars.scheduling.priority import EPOCH_S, MAX_OFFSET_S, PROMPT_TOKEN_WORK, Demand
+from pars.scheduling.priority import EPOCH_S, MAX_OFFSET_S, Demand
 from pars.scheduling.slowdown import Place
 from pars.scheduling.trust import Wish
 from pars.serving.prediction import Prediction
@@ -71,13 +71,4 @@ class Placing:
         """What an answer truly took is known."""
         is_known = outcome.answer_tokens is not None
         if self._slowdown is not None and decision.place is not None and is_known:
-            self._slowdown.correct(decision.place, true_work(decision, outcome))
-
-
-def true_work(decision: Decision, outcome: Outcome) -> float:
-    """
-    What a request took, in answer tokens; the prompt's by our own count where nobody tells it.
-    """
-    told = outcome.prompt_tokens
-    prompt_tokens = decision.prompt_tokens if told is None else told
-    return (outcome.answer_tokens or 0) + PROMPT_TOKEN_WORK * prompt_tokens
+            self._slowdown.correct(decision.place, decision.true_work(outcome))

@@ -1,0 +1,133 @@
+"""Follows what a server's order is worth, and shows it: as metrics, and for the page."""
+
+import asyncio
+import logging
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pars.errors import one_line
+from pars.outcomes.decision import Decision
+from pars.outcomes.metrics import WorthMetrics
+from pars.outcomes.queue_order import tells_wait
+from pars.outcomes.records import Outcome
+from pars.outcomes.worth import Compared, Gain, Worth
+from pars.scheduling.slowdown import BUCKET_S
+
+log = logging.getLogger("vllm.pars" if "vllm" in sys.modules else "pars")  # vLLM shows its own
+
+LOOK_EVERY_S = 5.0
+NUM_MINUTES = 60
+
+
+@dataclass(slots=True)
+class Minute:
+    """Sums over the requests that ended in one minute, `fcfs_`: by first come, first served."""
+
+    num_requests: int = 0
+    ntpot_s: float = 0.0
+    fcfs_ntpot_s: float = 0.0
+    wait_s: float = 0.0
+    fcfs_wait_s: float = 0.0
+
+
+class WorthWatch:
+    """
+    One server process's. On one event loop.
+
+    Args:
+        max_slowdown: The bound that is promised; None: none in shares.
+
+    Attributes:
+        gain: Of the last hour, at the last look; None: nothing is known.
+    """
+
+    def __init__(
+        self,
+        metrics: WorthMetrics,
+        max_slowdown: float | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.worth = Worth(clock)
+        self.gain: Gain | None = None
+        self._metrics = metrics
+        self._max_slowdown = math.inf if max_slowdown is None else max_slowdown
+        self._clock = clock
+        self._minutes: dict[int, Minute] = {}
+
+    def ended(self, decision: Decision, outcome: Outcome) -> None:
+        """A request ended."""
+        self.worth.ended(decision, outcome)
+        tokens, total_s, wait_s = outcome.answer_tokens, outcome.total_s, outcome.wait_s
+        if tokens and total_s is not None and wait_s is not None and (outcome.status or 500) < 400:
+            self._metrics.ended(
+                _class_of(None if decision.place is None else decision.place.is_express),
+                outcome.expected_tokens,
+                outcome.model or "",
+                wait_s=wait_s if tells_wait(outcome) else None,
+                e2e_s=total_s,
+                tokens=tokens,
+                request_id=decision.request_id,
+            )
+
+    async def keep_looking(self, every_s: float = LOOK_EVERY_S) -> None:
+        """Look every so often, in a thread, until cancelled."""
+        while True:
+            await asyncio.sleep(every_s)
+            try:
+                self.gain, new = await asyncio.to_thread(self.worth.look)
+                self.take(new)
+            except Exception as error:  # a figure is missing, and no request
+                log.warning("what the order is worth is not known: %s", one_line(error))
+
+    def take(self, new: list[Compared]) -> None:
+        """Show what became known."""
+        for it in new:
+            longest_s = self._max_slowdown * (it.fcfs_wait_s + 2 * BUCKET_S)
+            self._metrics.compared(
+                _class_of(it.passed.is_express),
+                it.wait_s,
+                it.fcfs_wait_s,
+                is_exceeded=it.wait_s > longest_s,
+            )
+            self._count(it)
+        gain = self.gain
+        ratios = (math.nan, math.nan) if gain is None else (gain.ntpot_ratio, gain.wait_ratio)
+        self._metrics.show(*ratios)
+        self._metrics.queue(self.worth.num_waiting, self.worth.longest_waiting_s)
+
+    def as_json(self) -> dict[str, Any]:
+        """For the page: the gain, who waits now, and the last hour by minutes, oldest first."""
+        first = self._first_minute()
+        minutes = [self._minutes.get(first + at) for at in range(NUM_MINUTES)]
+        return {
+            "gain": None if self.gain is None else self.gain.as_json(),
+            "num_waiting": self.worth.num_waiting,
+            "num_running": self.worth.num_running,
+            "longest_waiting_s": self.worth.longest_waiting_s,
+            "minutes": [None if it is None else asdict(it) for it in minutes],
+        }
+
+    def _count(self, it: Compared) -> None:
+        at = int(it.passed.end_s // 60)
+        if at < self._first_minute():
+            return
+        minute = self._minutes.setdefault(at, Minute())
+        answer_s, tokens = it.passed.end_s - it.passed.begin_s, it.passed.tokens
+        minute.num_requests += 1
+        minute.ntpot_s += (it.wait_s + answer_s) / tokens
+        minute.fcfs_ntpot_s += (it.fcfs_wait_s + answer_s) / tokens
+        minute.wait_s += it.wait_s
+        minute.fcfs_wait_s += it.fcfs_wait_s
+        for old in [old for old in self._minutes if old < self._first_minute()]:
+            del self._minutes[old]
+
+    def _first_minute(self) -> int:
+        return int(self._clock() // 60) - NUM_MINUTES + 1
+
+
+def _class_of(is_express: bool | None) -> str:
+    return "none" if is_express is None else "express" if is_express else "ordinary"

@@ -14,7 +14,6 @@ one JSON document; PARS_SHARED names the folder with data/traces (default ../sha
 import argparse
 import csv
 import json
-import math
 import os
 import sys
 from collections.abc import Callable
@@ -26,9 +25,11 @@ import numpy as np
 
 from pars.prove.engine.fast_engine import FastEngine
 from pars.prove.engine.simulate import simulate
+from pars.prove.workload.line import START_S
 from pars.prove.workload.workload import WorkloadRequest
-from pars.scheduling.priority import EPOCH_S, PriorityPolicy
-from pars.scheduling.slowdown import LAST_EXPRESS_S, MaxSlowdown
+from pars.scheduling.demand import Demand
+from pars.scheduling.policies.max_slowdown import MaxSlowdown
+from pars.scheduling.policies.shortest_first import ShortestFirst
 from virtual_load import PRESET, Job, Load, capacity, finished
 
 SHARED = Path(os.environ.get("PARS_SHARED", Path(__file__).parents[2] / "shared"))
@@ -135,9 +136,9 @@ def ticks(seconds: np.ndarray) -> np.ndarray:
 
 
 def aged(load: Load, cost: np.ndarray, seconds: float) -> np.ndarray:
-    policy, long_tokens = PriorityPolicy(max_overtake_s=seconds), float(np.quantile(cost, 0.9))
+    policy, long_tokens = ShortestFirst(seconds), float(np.quantile(cost, 0.9))
     keys = [
-        policy.key(it, EPOCH_S + at_s, long_tokens=long_tokens)
+        policy.place(Demand(it, it), START_S + at_s, long_tokens=long_tokens).key
         for it, at_s in zip(cost.tolist(), load.arrivals_s.tolist(), strict=True)
     ]
     return np.array(keys, dtype=np.int64)
@@ -157,9 +158,9 @@ def by_slowdown(load: Load, cost: np.ndarray, expected: np.ndarray, ratio: float
             )
         ):
             name, it = f"{row:06d}", float(cost[row])
-            places[name] = place = lane.place(it, float(expected[row]) + prompt)
-            key = math.floor(lane.key_s(place, it, LAST_EXPRESS_S + at_s) * 1e6)
-            yield WorkloadRequest(name, at_s, None, prompt, output), key
+            demand = Demand(it, float(expected[row]) + prompt)
+            places[name] = place = lane.place(demand, START_S + at_s)
+            yield WorkloadRequest(name, at_s, None, prompt, output), place.key
 
     def ended(it) -> None:
         place = places.pop(it.request_id)

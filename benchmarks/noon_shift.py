@@ -54,11 +54,14 @@ from pars.prove.engine.fast_engine import FastEngine
 from pars.prove.engine.simulate import simulate
 from pars.prove.engine.step_time import EnginePreset
 from pars.prove.report.times import RequestTimes
-from pars.prove.workload.policies import Policy
+from pars.prove.workload.contenders import Contender
+from pars.prove.workload.line import START_S, Line
 from pars.prove.workload.workload import WorkloadRequest
 from pars.ranking.order_metrics import kendall_tau_b
 from pars.ranking.ranker import Ranker
-from pars.scheduling.priority import DEFAULT_MAX_OVERTAKE_S, EPOCH_S, Calibration, PriorityPolicy
+from pars.scheduling.demand import Calibration, Demand
+from pars.scheduling.keys import EPOCH_S
+from pars.scheduling.policies.shortest_first import DEFAULT_MAX_OVERTAKE_S, ShortestFirst
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -72,7 +75,7 @@ SLOTS = 8
 PRESET = EnginePreset.named("h100-8b")
 LIMITS = replace(PRESET.limits, max_num_seqs=SLOTS)
 AGED = f"@{DEFAULT_MAX_OVERTAKE_S:g}"
-PRIORITY = PriorityPolicy(max_overtake_s=DEFAULT_MAX_OVERTAKE_S)
+AGING = ShortestFirst(DEFAULT_MAX_OVERTAKE_S)
 MOST_PROMPT_TOKENS = 4096
 NUM_REMEMBERED, NEWEST_SHARE, NUM_RESAMPLES = 4000, 0.1, 400  # of `pars learn`
 SHARE_VALIDATION = 0.1
@@ -130,10 +133,11 @@ class Order:
         self.drift_taus = np.full(NUM_HOURS, np.nan)  # as Drift has it when the hour ends
         self.ntpot_s, self.ttft_s = np.full((2, len(day.requests)), np.nan)
         self.learning_s: list[float] = []
-        self._key_of = Policy.parse(policy).fitted(day.requests)
+        contender = Contender.parse(policy)
+        self._line = Line(contender.policy, contender.fitted(day.requests))
 
     def key(self, number: int) -> int:
-        return self._key_of(self.day.requests[number])
+        return self._line.key(self.day.requests[number])
 
     def begin_hour(self, hour: int) -> None: ...
 
@@ -154,9 +158,10 @@ class RankerOrder(Order):
     def key(self, number: int) -> int:
         request = self.day.requests[number]
         if self.drift is None or self.drift.is_useful:
-            return self._key_of(request, self._scores[number])
+            return self._line.key(request, self._scores[number])
         neutral, long = self._calibration.neutral_tokens, self._calibration.long_tokens
-        return PRIORITY.key(neutral, EPOCH_S + request.arrival_s, long_tokens=long)
+        demand = Demand(neutral, neutral)
+        return AGING.place(demand, START_S + request.arrival_s, long_tokens=long).key
 
     def begin_hour(self, hour: int) -> None:
         if self.drift is not None and self.drift.tau_b is not None and hour:
@@ -184,8 +189,8 @@ class RankerOrder(Order):
         self._scores = [math.nan] * first + scores
         self._calibration = Calibration.of(ranker.info)
         self.expected[first:] = [self._calibration.expected_tokens(score) for score in scores]
-        ranked = Policy.parse(f"ranker{AGED}")
-        self._key_of = ranked.fitted(self.day.requests, self._calibration)
+        ranked = Contender.parse(f"ranker{AGED}")
+        self._line = Line(ranked.policy, ranked.fitted(self.day.requests, self._calibration))
 
 
 class LearningOrder(RankerOrder):

@@ -26,7 +26,9 @@ import numpy as np
 
 from pars.ranking.order_metrics import kendall_tau_b
 from pars.ranking.ranker import Ranker
-from pars.scheduling.priority import EPOCH_S, PriorityPolicy
+from pars.scheduling.demand import Demand
+from pars.scheduling.keys import EPOCH_S
+from pars.scheduling.policies.shortest_first import ShortestFirst
 from virtual_load import (
     MEASURES,
     Job,
@@ -233,10 +235,10 @@ def aged(cost: np.ndarray, every_cost: np.ndarray, arrivals_s: np.ndarray, name:
     if name == "score":  # its rank: spread evenly over the range
         cost, every_cost = ranks(cost).astype(float), np.arange(len(cost), dtype=float)
     long_tokens = float(np.quantile(every_cost, 0.9))
-    policy = PriorityPolicy(max_overtake_s=OVERTAKE_S)
+    policy = ShortestFirst(OVERTAKE_S)
     return np.array(
         [
-            policy.key(value, EPOCH_S + at_s, long_tokens=long_tokens)
+            policy.place(Demand(value, value), EPOCH_S + at_s, long_tokens=long_tokens).key
             for value, at_s in zip(cost.tolist(), arrivals_s.tolist(), strict=True)
         ]
     )

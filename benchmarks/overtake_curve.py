@@ -17,7 +17,7 @@ import random
 import statistics
 from collections.abc import Callable
 
-from pars.scheduling.priority import cost_share
+from pars.scheduling.policies.shortest_first import cost_share
 
 SLOTS, TOKEN_S, NUM_REQUESTS, SEEDS = 32, 0.012, 4000, (0, 1, 2)
 MEDIAN_TOKENS, SIGMA, MAX_TOKENS, NOISE = 180.0, 1.0, 2048.0, 0.7

@@ -1,5 +1,5 @@
 """
-What to make of a prompt's length in a request's cost (`pars.scheduling.priority.cost_tokens`).
+What to make of a prompt's length in a request's cost (`pars.scheduling.demand.demand_of`).
 
     python benchmarks/prompt_cost.py
 
@@ -24,7 +24,9 @@ import numpy as np
 
 from pars.prove.workload.arrivals import poisson, scaled
 from pars.prove.workload.traces import read_trace
-from pars.scheduling.priority import EPOCH_S, PriorityPolicy
+from pars.scheduling.demand import Demand
+from pars.scheduling.keys import EPOCH_S
+from pars.scheduling.policies.shortest_first import ShortestFirst
 from virtual_load import (
     MEASURES,
     PRESET,
@@ -101,9 +103,12 @@ def costs(answer: np.ndarray, prompt: np.ndarray) -> dict[str, np.ndarray]:
 
 def aged(cost: np.ndarray, arrivals_s: np.ndarray, long_tokens: float) -> np.ndarray:
     """The keys that the middleware would set, with 30 s of overtaking."""
-    key = PriorityPolicy(max_overtake_s=30.0).key
-    requests = zip(cost.tolist(), arrivals_s.tolist(), strict=True)
-    return np.array([key(it, EPOCH_S + at_s, long_tokens=long_tokens) for it, at_s in requests])
+    place = ShortestFirst(30.0).place
+    places = [
+        place(Demand(it, it), EPOCH_S + at_s, long_tokens=long_tokens)
+        for it, at_s in zip(cost.tolist(), arrivals_s.tolist(), strict=True)
+    ]
+    return np.array([place.key for place in places])
 
 
 def measure(windows: list[Load]) -> dict:

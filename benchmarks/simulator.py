@@ -26,7 +26,7 @@ from pathlib import Path
 from pars.prove.engine.step_time import EnginePreset
 from pars.prove.report.points import Point, run_point
 from pars.prove.report.times import REQUESTS_FILE
-from pars.prove.workload.policies import Policy
+from pars.prove.workload.contenders import Contender
 from pars.prove.workload.workload import WorkloadRequest, write_workload
 
 RATE, SEED = 40.0, 0
@@ -98,7 +98,7 @@ def measure(stepper: str, load: Path) -> dict:
         def point(workload: Path, name: str) -> Point:
             return Point(
                 workload=workload,
-                policy=Policy.parse("oracle@30"),
+                contender=Contender.parse("oracle@30"),
                 rate=None,
                 squeeze=1.0,
                 preset=preset,

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import pars
-from pars.scheduling.priority import Calibration
+from pars.scheduling.demand import Calibration
+from pars.scheduling.keys import EPOCH_S
 
 SHORT, LONG = "What is the capital of France?", "Write a detailed essay on the sea."
 
@@ -22,7 +23,9 @@ def modules_after(code: str) -> set[str]:
     return set(json.loads(done.stdout))
 
 
-@pytest.mark.parametrize("code", ["import pars", "import pars; pars.Request; pars.ParsError"])
+@pytest.mark.parametrize(
+    "code", ["import pars", "import pars; pars.Request; pars.MaxSlowdown(1.5).key(10)"]
+)
 def test_what_needs_no_arrays_loads_neither_numpy_nor_onnxruntime(code):
     """Nor the server's libraries."""
     loaded = modules_after(code)
@@ -185,3 +188,60 @@ def test_what_cannot_be_evaluated_is_named(arguments, problem):
     """One line with what would be right."""
     with pytest.raises(pars.ParsError, match=problem):
         pars.evaluate(**{"scores": [1, 2], "lengths": [3, 4]} | arguments)
+
+
+NOON_S = EPOCH_S + 365.25 * 86_400 / 2  # of 2026
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        (pars.FCFS(), ["first", "short", "late"]),
+        (pars.ShortestFirst(), ["late", "short", "first"]),
+        (pars.ShortestFirst(max_overtake_s=30), ["short", "first", "late"]),
+        (pars.MaxSlowdown(1), ["first", "short", "late"]),
+        (pars.MaxSlowdown(float("inf")), ["late", "short", "first"]),
+    ],
+)
+def test_a_policys_keys_order_a_queue(policy, expected):
+    """A long request, a short one a second later, and the shortest a minute later."""
+    keys = {
+        "first": policy.key(1000, NOON_S, prompt_tokens=50),
+        "short": policy.key(20, NOON_S + 1, prompt_tokens=50),
+        "late": policy.key(5, NOON_S + 60, prompt_tokens=50),
+    }
+
+    assert sorted(keys, key=keys.get) == expected
+
+
+def test_a_key_is_of_now_unless_told():
+    """Two in a row by the clock."""
+    policy = pars.FCFS()
+
+    assert policy.key(10) <= policy.key(10)
+    assert policy.key(10) > policy.key(10, NOON_S)
+
+
+def test_policies_are_spelled_as_they_are_made():
+    """In a notebook one sees which it is."""
+    policies = (pars.FCFS(), pars.ShortestFirst(max_overtake_s=30), pars.MaxSlowdown(1.5))
+
+    assert repr(policies) == "(FCFS(), ShortestFirst(max_overtake_s=30), MaxSlowdown(1.5))"
+
+
+@pytest.mark.parametrize(
+    ("make", "problem"),
+    [
+        (lambda: pars.ShortestFirst(-1), "max_overtake_s must be from 0 to 1000000000, or inf"),
+        (lambda: pars.MaxSlowdown(0.5), "max_slowdown must be 1 or more, not 0.5"),
+        (lambda: pars.MaxSlowdown(float("nan")), "max_slowdown must be 1 or more, not nan"),
+        (lambda: pars.FCFS(bits=16), "bits must be 32 or 64, not 16"),
+        (lambda: pars.FCFS().key(float("nan")), "answer_tokens must be a number of tokens"),
+        (lambda: pars.FCFS().key(1, prompt_tokens=-1), "prompt_tokens must be a number of tokens"),
+        (lambda: pars.FCFS().key(1, float("inf")), "arrival_s must be seconds since 1970"),
+    ],
+)
+def test_a_policy_that_cannot_be_is_named(make, problem):
+    """One line with what would be right."""
+    with pytest.raises(pars.ParsError, match=problem):
+        make()

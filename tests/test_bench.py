@@ -196,7 +196,7 @@ def test_requests_do_not_wait_for_answers(tmp_path):
 
 
 def test_what_a_request_looks_like(tmp_path):
-    """Exact length, a stream with usage, priority 0 for fcfs, and a salt for the prefix cache."""
+    """Exact length, a stream with usage, a priority, and a salt for the prefix cache."""
     server = Server()
     with serve_in_thread(server) as url:
         bench(tmp_path, url, ["hello"], api_key="sesame", extra_body={"temperature": 0.5})
@@ -212,7 +212,7 @@ def test_what_a_request_looks_like(tmp_path):
         "ignore_eos": True,
         "temperature": 0.5,
     }
-    assert server.headers[0][b"x-vllm-priority"] == b"0"
+    assert int(server.headers[0][b"x-vllm-priority"]) > 0
     assert server.headers[0][b"authorization"] == b"Bearer sesame"
 
 
@@ -384,15 +384,44 @@ def test_the_engines_queue_is_looked_at(tmp_path):
 def test_the_oracle_ends_shortest_first(tmp_path):
     """With one slot, what waits ends by length under the oracle, by arrival under fcfs."""
     lengths = [300, 40, 10, 30, 20]
+    expected = {
+        "fcfs": [0, 1, 2, 3, 4],
+        "oracle": [0, 2, 4, 3, 1],
+        "oracle@1x": [0, 1, 2, 3, 4],  # nothing is express
+        "oracle@infx": [0, 2, 4, 3, 1],  # everything is
+    }
     engine = FakeEngine(num_slots=1, token_s=0.001)
     with engine.served() as url:
-        result = bench(tmp_path, url, list("abcde"), "fcfs", "oracle", lengths=lengths, gap_s=0.02)
+        result = bench(tmp_path, url, list("abcde"), *expected, lengths=lengths, gap_s=0.02)
 
-    for policy, order in (("fcfs", [0, 1, 2, 3, 4]), ("oracle", [0, 2, 4, 3, 1])):
+    for policy, order in expected.items():
         ends = [r for r in result.requests if r.policy == policy]
         ends.sort(key=lambda r: r.finished_s)
         assert [int(r.request_id[1:]) for r in ends] == order
         assert {r.error for r in ends} == {None}
+
+
+def test_an_express_lane_hears_the_engine_as_in_a_gateway(tmp_path):
+    """
+    Six answers tell how fast the engine is; then short ones pass a long one that waits.
+
+    A lane that heard neither beginnings nor ends would have an empty bucket: all by arrival.
+    """
+    lengths = [50] * 6 + [300, 200, 10, 11, 12]
+    arrivals_s = [0.06 * n for n in range(6)] + [0.5, 0.52, 0.54, 0.56, 0.58]
+    path = tmp_path / "load.jsonl"
+    requests = [
+        WorkloadRequest(f"{n:02d}", at_s, "a", 5, lengths[n]) for n, at_s in enumerate(arrivals_s)
+    ]
+    write_workload(path, {"source": "test"}, requests)
+    with FakeEngine(num_slots=1, token_s=0.001).served() as url:
+        options = BenchOptions(
+            url=url, workload=path, policies=("oracle@2x",), output_dir=tmp_path / "out", repeats=1
+        )
+        assert run_bench(options)
+
+    ends = sorted(read_result(tmp_path / "out").requests, key=lambda r: r.finished_s)
+    assert [it.output_tokens for it in ends][6:] == [300, 10, 11, 12, 200]
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from pars.errors import DataError, RankerError
 from pars.outcomes.metrics import ServeMetrics
 from pars.ranking.live_ranker import LiveRanker, keep_fresh
 from pars.scheduling.engines import ENGINES, scheduling_policy, vllm_engine
-from pars.scheduling.priority import EPOCH_S
+from pars.scheduling.keys import EPOCH_S
 from pars.serving.middleware import PriorityMiddleware
 from pars.serving.settings import Settings
 

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pars.errors import ParsError
 from pars.request.prompts import GenerationRequest, Prompt
-from pars.scheduling.priority import (
-    EPOCH_S,
-    MAX_OFFSET_S,
-    Calibration,
-    PriorityPolicy,
+from pars.scheduling.demand import Calibration, Demand, demand_of
+from pars.scheduling.keys import EPOCH_S, MAX_OFFSET_S
+from pars.scheduling.policies.shortest_first import (
+    DEFAULT_MAX_OVERTAKE_S,
+    ShortestFirst,
     cost_share,
-    cost_tokens,
 )
 
 LONG = 1000.0
@@ -29,10 +29,8 @@ class Facts:
     expected_tokens: list[float] | None = None
 
 
-def key(
-    policy: PriorityPolicy, cost: float, arrival_s: float = NOW_S, offset_s: float = 0.0
-) -> int:
-    return policy.key(cost, arrival_s, long_tokens=LONG, offset_s=offset_s)
+def key(policy: ShortestFirst, cost: float, arrival_s: float = NOW_S, offset_s: float = 0.0) -> int:
+    return policy.place(Demand(cost, cost), arrival_s, long_tokens=LONG, offset_s=offset_s).key
 
 
 # Calibration
@@ -91,9 +89,9 @@ def test_cost_is_capped_multiplied_and_has_a_prompt_part() -> None:
     uncapped at 450 tokens each, that of 900 * (900 + 700) is 1,200.
     """
     request = GenerationRequest((Prompt("x", 300.0),), max_tokens=50, num_answers=2)
-    assert cost_tokens(request, [450.0]) == 200.0
+    assert demand_of(request, [450.0]).cost == 200.0
     long_prompt = replace(request, prompts=(Prompt("x", 700.0),))
-    assert cost_tokens(long_prompt, [450.0], obey_limits=False) == 1200.0
+    assert demand_of(long_prompt, [450.0], obey_limits=False).cost == 1200.0
 
 
 @given(
@@ -108,13 +106,14 @@ def test_cost_rises_with_the_answer_and_with_the_prompt(
     """Neither a longer answer nor a longer prompt ever buys a better place."""
     shorter = GenerationRequest((Prompt("x", prompt),))
     longer = GenerationRequest((Prompt("x", prompt + later),))
-    assert cost_tokens(shorter, [answer]) <= cost_tokens(longer, [answer + more]) * (1 + 1e-12)
+    cost, more_cost = demand_of(shorter, [answer]).cost, demand_of(longer, [answer + more]).cost
+    assert cost <= more_cost * (1 + 1e-12)
 
 
 def test_prompts_of_a_list_add_up() -> None:
     """A list of two prompts costs the sum of both; min_tokens is a floor."""
     request = GenerationRequest((Prompt("a", 0.0), Prompt("b", 0.0)), min_tokens=30)
-    assert cost_tokens(request, [10.0, 100.0]) == 130.0
+    assert demand_of(request, [10.0, 100.0]).cost == 130.0
 
 
 # Keys
@@ -122,38 +121,32 @@ def test_prompts_of_a_list_add_up() -> None:
 
 def test_key_in_microseconds_by_hand() -> None:
     """One hour after the epoch, half of a long answer, range 10 s: 3600 s + 4.75 s."""
-    assert key(PriorityPolicy(max_overtake_s=10), 500.0) == 3_604_750_000
+    assert key(ShortestFirst(max_overtake_s=10), 500.0) == 3_604_750_000
 
 
 def test_zero_range_is_first_come_first_served() -> None:
     """With max_overtake_s 0 the key is the arrival time alone."""
-    fcfs = PriorityPolicy(max_overtake_s=0)
+    fcfs = ShortestFirst(max_overtake_s=0)
     assert key(fcfs, 1e9, NOW_S) == key(fcfs, 0.0, NOW_S) < key(fcfs, 0.0, NOW_S + 0.001)
 
 
 def test_infinite_range_is_shortest_first_whenever_it_came() -> None:
     """With max_overtake_s infinite a shorter request goes first, years later too."""
-    shortest = PriorityPolicy(max_overtake_s=math.inf)
+    shortest = ShortestFirst(max_overtake_s=math.inf)
     assert key(shortest, 10.0, NOW_S + 1e8) < key(shortest, 10.001, NOW_S)
     assert key(shortest, 10.0, NOW_S, offset_s=5.0) > key(shortest, 14.0, NOW_S)
 
 
 def test_offset_moves_a_request_by_its_seconds() -> None:
     """An offset of 60 s puts a request where one that came 60 s later would be."""
-    policy = PriorityPolicy()
+    policy = ShortestFirst(DEFAULT_MAX_OVERTAKE_S)
     assert key(policy, 10.0, NOW_S, offset_s=60.0) == key(policy, 10.0, NOW_S + 60.0)
     assert key(policy, 1.0, NOW_S, offset_s=1e300) == key(policy, 1.0, NOW_S, MAX_OFFSET_S)
 
 
-def test_larger_first_negates() -> None:
-    """For an engine that takes larger values first the order is turned round."""
-    up, down = PriorityPolicy(), PriorityPolicy(larger_first=True)
-    assert key(down, 3.0) == -key(up, 3.0)
-
-
 def test_32_bits_start_at_the_bottom_and_saturate() -> None:
     """In 32 bits the first tick is -2**31 + 1 or so, and after 2039 every key is the largest."""
-    narrow = PriorityPolicy(bits=32)
+    narrow = ShortestFirst(DEFAULT_MAX_OVERTAKE_S, bits=32)
     assert key(narrow, 0.0, EPOCH_S + 1.0) == -(2**31) + 10
     assert key(narrow, 0.0, EPOCH_S + 14 * 365.25 * 86400) == 2**31 - 1
     assert key(narrow, 0.0, 0.0) == -(2**31) + 1
@@ -162,8 +155,8 @@ def test_32_bits_start_at_the_bottom_and_saturate() -> None:
 @pytest.mark.parametrize("bad", [-1.0, math.nan, 2e9])
 def test_a_range_that_makes_no_sense_is_refused(bad: float) -> None:
     """max_overtake_s must be a number of seconds from 0 to 1e9, or infinite."""
-    with pytest.raises(ValueError, match="max_overtake_s must be from 0"):
-        PriorityPolicy(max_overtake_s=bad)
+    with pytest.raises(ParsError, match="max_overtake_s must be from 0"):
+        ShortestFirst(max_overtake_s=bad)
 
 
 ranges = st.sampled_from([0.0, 0.25, 1.0, 30.0, 1e5]) | st.floats(0, 1e6)
@@ -176,7 +169,7 @@ def test_nothing_overtakes_from_beyond_the_range(
     range_s: float, cost: float, later_cost: float, arrival_s: float, extra_s: float, bits: int
 ) -> None:
     """A request that comes max_overtake_s or more later never has the smaller key."""
-    policy = PriorityPolicy(max_overtake_s=range_s, bits=bits)
+    policy = ShortestFirst(max_overtake_s=range_s, bits=bits)
     later_s = arrival_s + range_s + extra_s
     if later_s - arrival_s < range_s:  # the test's own rounding of the sum
         later_s = math.nextafter(later_s, math.inf)
@@ -188,7 +181,7 @@ def test_of_two_that_come_together_the_cheaper_goes_first(
     one: float, other: float, range_s: float
 ) -> None:
     """For one arrival time the keys follow the costs, however long the requests are."""
-    policy = PriorityPolicy(max_overtake_s=range_s)
+    policy = ShortestFirst(max_overtake_s=range_s)
     low, high = sorted((one, other))
     assert key(policy, low) <= key(policy, high)
 
@@ -204,9 +197,8 @@ def test_the_share_rises_and_stays_below_one(one: float, other: float, long: flo
 def test_every_key_fits_its_field(cost: float, arrival_s: float, offset_s: float) -> None:
     """A key and its negation fit the engine's integer, whatever goes in."""
     for bits, range_s in ((32, 30.0), (64, 1e9), (64, math.inf)):
-        for larger_first in (False, True):
-            policy = PriorityPolicy(max_overtake_s=range_s, bits=bits, larger_first=larger_first)
-            assert abs(key(policy, cost, arrival_s, offset_s)) < 2 ** (bits - 1)
+        policy = ShortestFirst(range_s, bits=bits)
+        assert abs(key(policy, cost, arrival_s, offset_s)) < 2 ** (bits - 1)
 
 
 # The bound in a queue, as an engine would run it
@@ -219,7 +211,7 @@ class Arrival:
     service_s: float
 
 
-def admission_order(arrivals: list[Arrival], policy: PriorityPolicy, num_slots: int) -> list[int]:
+def admission_order(arrivals: list[Arrival], policy: ShortestFirst, num_slots: int) -> list[int]:
     """Indexes in the order in which a non-preemptive engine with static keys admits them."""
     by_time = sorted(range(len(arrivals)), key=lambda i: arrivals[i].at_s)
     queue: list[tuple[int, float, int]] = []
@@ -260,7 +252,7 @@ def test_bounded_overtaking_in_a_running_queue(
     workload: list[Arrival], range_s: float, num_slots: int
 ) -> None:
     """In any workload, what is admitted before a waiting request came within the range after it."""
-    order = admission_order(workload, PriorityPolicy(max_overtake_s=range_s), num_slots)
+    order = admission_order(workload, ShortestFirst(max_overtake_s=range_s), num_slots)
     assert sorted(order) == list(range(len(workload)))
     for earlier, later in itertools.combinations(order, 2):
         assert workload[earlier].at_s <= workload[later].at_s + range_s
@@ -275,11 +267,11 @@ def flood(num_short: int) -> list[Arrival]:
 
 def test_a_flood_of_short_requests_starves_a_long_one_without_ageing() -> None:
     """With max_overtake_s infinite the long request is served after all 100 short ones."""
-    order = admission_order(flood(100), PriorityPolicy(max_overtake_s=math.inf), 1)
+    order = admission_order(flood(100), ShortestFirst(max_overtake_s=math.inf), 1)
     assert order[-1] == 0
 
 
 def test_a_flood_of_short_requests_delays_a_long_one_by_the_range_at_most() -> None:
     """With a range of 20 s the long request goes ahead of every short one that came 20 s later."""
-    order = admission_order(flood(100), PriorityPolicy(max_overtake_s=20.0), 1)
+    order = admission_order(flood(100), ShortestFirst(max_overtake_s=20.0), 1)
     assert order.index(0) <= 21

@@ -24,7 +24,8 @@ from pars.prove.engine.step_time import EnginePreset, StepTime
 from pars.prove.engine.stepping import EngineLimits
 from pars.prove.report.sweep import SweepPlan, capacity_rps, run_sweep
 from pars.prove.report.times import read_result
-from pars.prove.workload.policies import Policy
+from pars.prove.workload.contenders import Contender
+from pars.prove.workload.line import keys_of
 from pars.prove.workload.workload import WorkloadRequest, write_workload
 from pars.ranking.ranker import bundled_ranker
 
@@ -45,7 +46,7 @@ class StepByStep:
 
 def run(requests, engine, step_time=SECONDS, policy="fcfs"):
     times = []
-    keys = Policy.parse(policy).keys(requests)
+    keys = keys_of(Contender.parse(policy), requests)
     told = simulate(
         zip(requests, keys, strict=True), engine, step_time, policy=policy, on_finished=times.append
     )

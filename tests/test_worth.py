@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pars.outcomes.decision import Decision
 from pars.outcomes.records import Outcome
 from pars.outcomes.worth import Worth, fcfs_begins_s
-from pars.scheduling.slowdown import Place
+from pars.scheduling.policies.policy import Place
 
 INF = math.inf
 
@@ -72,7 +72,7 @@ class Bench:
 
     def decision(self, at_s: float, work: float, *, is_express: bool = False) -> Decision:
         outcome = Outcome(arrival_s=at_s, path="/v1/completions", decision="scored")
-        place = Place(is_express, work)
+        place = Place(is_express=is_express, work=work)
         decision = Decision(outcome=outcome, began_s=0.0, work=work, place=place)
         self.worth.arrived(decision)
         return decision

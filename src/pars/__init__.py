@@ -12,25 +12,39 @@ if TYPE_CHECKING:
     from pars.ranking.evaluation import Order, evaluate
     from pars.ranking.ranker import Ranker
     from pars.request.prompts import GenerationRequest as Request
+    from pars.scheduling.policies.fcfs import FCFS
+    from pars.scheduling.policies.max_slowdown import MaxSlowdown
+    from pars.scheduling.policies.policy import Place, Policy
+    from pars.scheduling.policies.shortest_first import ShortestFirst
     from pars.serving.middleware import PriorityMiddleware
 
 __version__ = "0.1.0"
 __all__ = [
+    "FCFS",
+    "MaxSlowdown",
     "Order",
     "ParsError",
+    "Place",
+    "Policy",
     "PriorityMiddleware",
     "Ranker",
     "Request",
+    "ShortestFirst",
     "__version__",
     "evaluate",
 ]
 
 _HOMES = {
+    "FCFS": "pars.scheduling.policies.fcfs",
+    "MaxSlowdown": "pars.scheduling.policies.max_slowdown",
     "Order": "pars.ranking.evaluation",
     "ParsError": "pars.errors",
+    "Place": "pars.scheduling.policies.policy",
+    "Policy": "pars.scheduling.policies.policy",
     "PriorityMiddleware": "pars.serving.middleware",
     "Ranker": "pars.ranking.ranker",
     "Request": "pars.request.prompts:GenerationRequest",
+    "ShortestFirst": "pars.scheduling.policies.shortest_first",
     "evaluate": "pars.ranking.evaluation",
 }
 

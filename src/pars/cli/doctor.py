@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from pars.scheduling.engines import ENGINES
-from pars.scheduling.priority import DEFAULT_MAX_OVERTAKE_S
+from pars.scheduling.policies.shortest_first import DEFAULT_MAX_OVERTAKE_S
 
 
 @click.command()

@@ -141,7 +141,7 @@ def _described(facts: dict[str, Any]) -> str:
     default="fcfs,ranker,oracle,ranker@30",
     show_default=True,
     help="fcfs, ranker (of several: ranker:NAME), oracle, prompt-length, max-tokens, reversed;"
-    " NAME@SECONDS is with aging.",
+    " NAME@30 is overtaken by 30 s at most, NAME@1.5x waits 1.5 times as long at most.",
 )
 @click.option(
     "--rates",

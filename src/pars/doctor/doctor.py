@@ -26,7 +26,7 @@ from pars.errors import ParsError
 from pars.outcomes.queue_order import WINDOW, contests_of
 from pars.outcomes.records import OutcomesRead, read_outcomes
 from pars.scheduling.engines import ENGINES, FOREIGN, NONE, Engine, EngineTold, contradictions
-from pars.scheduling.priority import DEFAULT_MAX_OVERTAKE_S
+from pars.scheduling.policies.shortest_first import DEFAULT_MAX_OVERTAKE_S
 from pars.serving.answer import UpstreamError
 from pars.serving.engine_watch import NotTold, ask_engine
 from pars.serving.gateway import HEALTH_PATH, METRICS_PATH, SERVER_NAME

@@ -21,7 +21,7 @@ from typing import Any
 
 from pars.errors import ParsError
 from pars.scheduling.engines import ENGINES, PRIORITY_HEADER, Engine
-from pars.scheduling.priority import EPOCH_S
+from pars.scheduling.keys import EPOCH_S
 from pars.serving.answer import Answer, UpstreamError
 from pars.serving.engine_watch import NotTold, ask_engine
 from pars.serving.settings import Settings

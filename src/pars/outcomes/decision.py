@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from pars.outcomes.records import Outcome
 from pars.ranking.online.ranker import Guess
-from pars.scheduling.priority import PROMPT_TOKEN_WORK
-from pars.scheduling.slowdown import Place
+from pars.scheduling.demand import PROMPT_TOKEN_WORK
+from pars.scheduling.policies.policy import Place
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +23,7 @@ class Decision:
         request_id: That the client gave, in X-Request-Id or else in the body.
         work: Of prompt and answers, as expected, in answer tokens.
         prompt_tokens: As its texts and token ids show.
-        place: Where it stands towards the bound on waiting; None: there is none in shares.
+        place: What the policy made of it; None: its priority was given by somebody trusted.
         guess: What the ranker that learns expected of the answer; None: none does.
     """
 

@@ -15,7 +15,7 @@ from pars.outcomes.metrics import WorthMetrics
 from pars.outcomes.queue_order import tells_wait
 from pars.outcomes.records import Outcome
 from pars.outcomes.worth import Compared, Gain, Worth
-from pars.scheduling.slowdown import BUCKET_S
+from pars.scheduling.policies.max_slowdown import BUCKET_S
 
 log = logging.getLogger("vllm.pars" if "vllm" in sys.modules else "pars")  # vLLM shows its own
 

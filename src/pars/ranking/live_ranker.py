@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from pars.errors import RankerError, one_line
 from pars.ranking.ranker import Ranker
-from pars.scheduling.priority import Calibration
+from pars.scheduling.demand import Calibration
 
 log = logging.getLogger("vllm.pars" if "vllm" in sys.modules else "pars")  # vLLM shows its own
 

@@ -24,7 +24,7 @@ from pars.errors import RankerError
 from pars.ranking.ranker_info import RankerInfo
 from pars.request.conversation import as_read
 from pars.request.words import WordTokenizer
-from pars.scheduling.priority import Calibration
+from pars.scheduling.demand import Calibration
 
 MODEL_FILE, TOKENIZER_FILE = "model.onnx", "tokenizer.json"
 INT8_FILE = "model_int8.onnx"

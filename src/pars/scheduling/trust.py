@@ -15,7 +15,7 @@ from typing import Any
 
 from pars.errors import DataError, ParsError
 from pars.scheduling.engines import PRIORITY_HEADER
-from pars.scheduling.priority import MAX_OFFSET_S
+from pars.scheduling.keys import MAX_OFFSET_S
 
 OFFSET_HEADER = b"x-pars-offset-s"
 SECRET_HEADER = b"x-pars-secret"

@@ -15,8 +15,8 @@ from pars.outcomes.metrics import ServeMetrics
 from pars.outcomes.records import Outcome
 from pars.outcomes.writer import OutcomeWriter
 from pars.request.prompts import head_and_tail
+from pars.scheduling.demand import demand_of
 from pars.scheduling.engines import Engine
-from pars.scheduling.priority import demand_of
 from pars.scheduling.trust import Headers
 from pars.serving.asked import MAX_NAME_CHARS, Asked, Body, read_asked
 from pars.serving.placing import Placing

@@ -24,7 +24,7 @@ from pars.outcomes.records import Outcome
 from pars.ranking.batching import Batcher, QueueFull
 from pars.ranking.live_ranker import Expectation, LiveRanker, keep_fresh
 from pars.ranking.online.ranker import Guess, OnlineRanker
-from pars.scheduling.priority import Calibration
+from pars.scheduling.demand import Calibration
 from pars.serving.asked import Asked
 from pars.serving.settings import Settings
 

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pars.errors import ParsError
 from pars.scheduling.engines import ENGINES
-from pars.scheduling.priority import PriorityPolicy
-from pars.scheduling.slowdown import DEFAULT_MAX_SLOWDOWN, MaxSlowdown
+from pars.scheduling.policies.max_slowdown import DEFAULT_MAX_SLOWDOWN, MaxSlowdown
+from pars.scheduling.policies.policy import Policy
+from pars.scheduling.policies.shortest_first import ShortestFirst
 from pars.scheduling.trust import Trust, read_key_offsets_s, read_proxies
 
 if TYPE_CHECKING:
@@ -230,7 +231,6 @@ class Settings:
             if problem := it.problem(getattr(self, it.name)):
                 raise ParsError(f"{it.name}: {problem}")
         self.policy()
-        self.slowdown()
         self.outcome_limits()
         self.drift_settings()
 
@@ -292,31 +292,18 @@ class Settings:
             raise ParsError("upstream_api_key_file: upstream_api_key is set too: unset one of them")
         return _one_line("upstream_api_key_file", Path(self.upstream_api_key_file))
 
-    def policy(self, *, larger_first: bool = False) -> PriorityPolicy:
-        """The priority policy for an engine that takes larger or smaller values first."""
-        try:
-            bound_s = 0.0 if self.goes_by_slowdown else self.max_overtake_s
-            return PriorityPolicy(
-                max_overtake_s=bound_s,
-                bits=self.priority_bits,
-                larger_first=larger_first,
-            )
-        except ValueError as error:
-            raise ParsError(str(error)) from None
-
     @property
     def goes_by_slowdown(self) -> bool:
         """Whether the bound on waiting is a ratio, and not seconds of overtaking."""
         return self.max_overtake_s == NO_OVERTAKE_BOUND
 
-    def slowdown(self) -> MaxSlowdown | None:
-        """The express lane of one queue; None where seconds of overtaking are the bound."""
-        if not self.goes_by_slowdown:
-            return None
-        try:
-            return MaxSlowdown(self.max_slowdown, shares_engine=self.shared_engine)
-        except ValueError as error:
-            raise ParsError(str(error)) from None
+    def policy(self) -> Policy:
+        """The policy of one queue: a share of the work goes first, or seconds of overtaking."""
+        if self.goes_by_slowdown:
+            return MaxSlowdown(
+                self.max_slowdown, shares_engine=self.shared_engine, bits=self.priority_bits
+            )
+        return ShortestFirst(self.max_overtake_s, bits=self.priority_bits)
 
     def outcome_limits(self) -> "OutcomeLimits":
         """What may be kept of finished requests; imports the redaction hook."""

@@ -18,16 +18,17 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from pars import __version__
 from pars.prove.live.bench_plan import BenchOptions, Scores, Turn, scores_for, turns
-from pars.prove.live.bench_target import Target, prepared, request_of
+from pars.prove.live.bench_target import Target, prepared, request_of, with_priority
 from pars.prove.live.live import Answer, Client, Headers
 from pars.prove.live.watch import EngineWatch, stalls_s
 from pars.prove.report.progress import Progress
 from pars.prove.report.times import RequestTimes, ResultWriter, Run
-from pars.prove.workload.policies import Policy
+from pars.prove.workload.contenders import ranker_policy
 from pars.prove.workload.workload import Workload, WorkloadRequest, read_workload
 
 
@@ -130,12 +131,24 @@ class _Bench:
         sent: tuple[str, bytes, Headers],
         clock: Callable[[], float],
     ) -> None:
-        request = turn.requests[row]
+        request, line = turn.requests[row], turn.line
         asked = None if self._options.own_eos else request.output_tokens
         answer = Answer(error="interrupted")
+        on_first_token = None
+        if line is not None and (key := turn.key(row)) is not None:
+            sent = with_priority(self._options, self._target, sent, key)
+            on_first_token = partial(line.began, request.request_id)
         try:
-            answer = (await self._target.client.stream(*sent, clock)).judged(asked)
+            answer = await self._target.client.stream(*sent, clock, on_first_token)
+            answer = answer.judged(asked)
         finally:
+            if line is not None:
+                line.ended(
+                    request.request_id,
+                    clock(),
+                    answer_tokens=answer.num_tokens if answer.error is None else None,
+                    prompt_tokens=answer.num_prompt_tokens or request.prompt_tokens,
+                )
             self._note(turn, request, asked, answer)
 
     def _note(
@@ -208,7 +221,7 @@ def _header(
         "policies": list(options.policies),
         "repeats": options.repeats,
         "rates": list(options.rates),
-        "rankers": {str(Policy("ranker", which=name)): it.facts for name, it in scores.items()},
+        "rankers": {ranker_policy(name): it.facts for name, it in scores.items()},
         "extra_body": dict(options.extra_body),
         "num_requests": len(workload.requests),
         "workload": dict(workload.header),

@@ -15,11 +15,12 @@ import numpy as np
 
 from pars.errors import ParsError
 from pars.prove.workload.arrivals import scaled
-from pars.prove.workload.policies import Policy
+from pars.prove.workload.contenders import Contender
+from pars.prove.workload.line import Line
 from pars.prove.workload.workload import Workload, WorkloadRequest
 from pars.ranking.ranker import Ranker, bundled_ranker
 from pars.request.conversation import as_read
-from pars.scheduling.priority import Calibration
+from pars.scheduling.demand import Calibration
 
 GATEWAY = "gateway"  # the policy of a URL that ranks by itself
 PROMPTS_A_CALL = 32  # when scoring: as many as a busy server would have at hand
@@ -32,7 +33,7 @@ class BenchOptions:
 
     Attributes:
         url: Of the engine, or of a gateway or vLLM with our middleware before it.
-        policies: Spelled as for `Policy.parse`; or `gateway`, which sends no priority.
+        policies: Spelled as for `Contender.parse`; or `gateway`, which sends no priority.
         rates: Requests per second to scale the arrivals to, in turn; empty: as they are.
         own_eos: Let the model end its answers; else exactly `output_tokens` are asked for.
         own_eos_max_tokens: With own_eos, the limit of requests that have none.
@@ -64,7 +65,7 @@ class BenchOptions:
         if not self.policies or self.repeats < 1:
             raise ParsError("want at least one policy and one repeat")
         for policy in self.policies:
-            which = "" if policy == GATEWAY else Policy.parse(policy).which
+            which = "" if policy == GATEWAY else Contender.parse(policy).which
             if which and which not in self.rankers:
                 raise ParsError(f"policy {policy}: give its folder: --ranker {which}=DIR")
         if len(set(self.policies)) < len(self.policies):
@@ -73,14 +74,27 @@ class BenchOptions:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One run to be: a policy over the workload at one load."""
+    """
+    One run to be: a policy over the workload at one load.
+
+    Attributes:
+        line: Gives each request its priority as it is sent; None: none is sent.
+        scores: [num_requests], for the line; None: it orders by something else.
+    """
 
     policy: str
     rate: float | None
     repeat: int
     requests: Sequence[WorkloadRequest]
-    keys: Sequence[int] | None  # None: no priority is sent
+    line: Line | None = None
+    scores: Sequence[float] | None = None
     scoring_s: float | None = None
+
+    def key(self, row: int) -> int | None:
+        """The priority of the request that is sent now."""
+        if self.line is None:
+            return None
+        return self.line.key(self.requests[row], None if self.scores is None else self.scores[row])
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,14 +133,7 @@ class Scores:
 def scores_for(options: BenchOptions, workload: Workload) -> dict[str, Scores]:
     """For each ranker that a policy names, by that name; "" is the bundled one by default."""
     folders = {"": bundled_ranker(), **options.rankers}
-    wanted = [Policy.parse(policy) for policy in options.policies if policy != GATEWAY]
-    for policy in wanted:
-        if policy.max_slowdown is not None:
-            raise ParsError(
-                f"--policies: {policy} depends on what the engine does meanwhile, which only a"
-                f" gateway sees: put one in front, started with --max-slowdown"
-                f" {policy.max_slowdown:g}, and bench the policy {GATEWAY}"
-            )
+    wanted = [Contender.parse(policy) for policy in options.policies if policy != GATEWAY]
     names = dict.fromkeys(policy.which for policy in wanted if policy.needs_scores)
     # Each request is one message: what its conversation was, no gateway can see, and no model.
     knows_notes = GATEWAY not in options.policies and not options.own_eos
@@ -153,13 +160,14 @@ def _turn(
     scores: Mapping[str, Scores],
 ) -> Turn:
     if policy == GATEWAY:
-        return Turn(policy, rate, repeat, requests, None)
-    parsed = Policy.parse(policy)
-    if not parsed.needs_scores:
-        return Turn(policy, rate, repeat, requests, parsed.keys(requests))
-    by = scores[parsed.which]
-    keys = parsed.keys(requests, by.values, by.calibration)
-    return Turn(policy, rate, repeat, requests, keys, by.took_s)
+        return Turn(policy, rate, repeat, requests)
+    contender = Contender.parse(policy)
+    if not contender.needs_scores:
+        line = Line(contender.policy, contender.fitted(requests))
+        return Turn(policy, rate, repeat, requests, line)
+    by = scores[contender.which]
+    line = Line(contender.policy, contender.fitted(requests, by.calibration))
+    return Turn(policy, rate, repeat, requests, line, by.values, by.took_s)
 
 
 def at_rate(requests: Sequence[WorkloadRequest], rate: float | None) -> Sequence[WorkloadRequest]:

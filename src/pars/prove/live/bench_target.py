@@ -3,6 +3,7 @@ The server under a bench: what it is, whether priorities would reach it, and how
 
     target = await prepared(options, workload, client)       # asks it, and warms it up
     path, body, headers = request_of(options, target, turn, row)
+    ... = with_priority(options, target, (path, body, headers), key)
 """
 
 import asyncio
@@ -83,7 +84,7 @@ async def _warm_up(options: BenchOptions, target: Target, workload: Workload) ->
         for request in workload.requests[:WARM_UP_REQUESTS]
     ]
     begun_s = time.perf_counter()
-    turn = Turn("warm-up", None, 0, chosen, None)
+    turn = Turn("warm-up", None, 0, chosen)
     answers = await asyncio.gather(
         *(
             target.client.stream(
@@ -100,7 +101,7 @@ async def _warm_up(options: BenchOptions, target: Target, workload: Workload) ->
 def request_of(
     options: BenchOptions, target: Target, turn: Turn, row: int
 ) -> tuple[str, bytes, Headers]:
-    """Path, body and headers of one request."""
+    """Path, body and headers of one request, as yet without a priority."""
     request = turn.requests[row]
     path = PATHS[options.endpoint]
     body: dict[str, Any] = {"model": target.model}
@@ -120,16 +121,22 @@ def request_of(
         # No policy may profit from prompts that the one before it left in the prefix cache.
         salt = f"{turn.policy}-{turn.rate}-{turn.repeat}-{os.getpid()}"
         body["cache_salt"] = salt.replace("@", "-")  # vLLM refuses @ and / in it
-    headers: Headers = []
-    if turn.keys is not None and target.engine.takes_priority:
-        key = -turn.keys[row] if target.engine.larger_first else turn.keys[row]
-        if options.secret:
-            headers.append((SECRET_HEADER, options.secret.encode()))
-        if options.secret or target.engine.wants_header(path):
-            headers.append((PRIORITY_HEADER, b"%d" % key))
-        else:
-            body["priority"] = key
-    return path, json.dumps(body | dict(options.extra_body)).encode(), headers
+    return path, json.dumps(body | dict(options.extra_body)).encode(), []
+
+
+def with_priority(
+    options: BenchOptions, target: Target, sent: tuple[str, bytes, Headers], key: int
+) -> tuple[str, bytes, Headers]:
+    """The request with its priority where the engine looks for it."""
+    path, body, headers = sent
+    if not target.engine.takes_priority or "priority" in options.extra_body:
+        return sent
+    key = -key if target.engine.larger_first else key
+    if options.secret:
+        headers = [*headers, (SECRET_HEADER, options.secret.encode())]
+    if options.secret or target.engine.wants_header(path):
+        return path, body, [*headers, (PRIORITY_HEADER, b"%d" % key)]
+    return path, body[:-1] + b', "priority": %d}' % key, headers
 
 
 def _text(request: WorkloadRequest) -> str:

@@ -132,9 +132,19 @@ class Client:
         return page
 
     async def stream(
-        self, path: str, body: bytes, headers: Headers, clock: Callable[[], float]
+        self,
+        path: str,
+        body: bytes,
+        headers: Headers,
+        clock: Callable[[], float],
+        on_first_token: Callable[[], None] | None = None,
     ) -> Answer:
-        """Send a POST and read its stream to the end. Failures are in the answer's `error`."""
+        """
+        Send a POST and read its stream to the end. Failures are in the answer's `error`.
+
+        Args:
+            on_first_token: Called once, when it comes.
+        """
         answer = Answer()
 
         def note_sent() -> None:
@@ -149,6 +159,9 @@ class Client:
                 pending = b""
                 while not response.is_finished:
                     pending = _take(answer, pending + await response.read(), clock)
+                    if on_first_token is not None and answer.first_token_s is not None:
+                        on_first_token()
+                        on_first_token = None
                 if not answer._is_done:
                     raise StreamError("the stream ended without [DONE]", pending)
         except StreamError as error:

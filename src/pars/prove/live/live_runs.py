@@ -3,7 +3,8 @@ Live runs in a form that the simulator can replay: who came when, with which pri
 
     for run in live_runs(Path("bench")): ...       # a policy at a load; repeats are averaged
 
-A ranker's order is not in a result, and a gateway's neither: their runs are left out.
+A ranker's order is not in a result, and neither is that of a policy that hears the engine (a
+gateway's, `NAME@1.5x`): their runs are left out.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,7 +15,8 @@ import numpy as np
 
 from pars.prove.report.latency import ended_well
 from pars.prove.report.times import RequestTimes, read_result
-from pars.prove.workload.policies import Policy
+from pars.prove.workload.contenders import Contender
+from pars.prove.workload.line import keys_of
 from pars.prove.workload.workload import WorkloadRequest
 
 LEAST_REQUESTS = 10
@@ -46,7 +48,8 @@ def live_runs(folder: Path) -> Iterator[LiveRun]:
             of_load = by_load.setdefault((times.policy, times.rate), {})
             of_load.setdefault(times.request_id, []).append(times)
     for (policy, rate), answers in by_load.items():
-        if len(answers) < LEAST_REQUESTS:
+        contender = Contender.parse(policy)
+        if len(answers) < LEAST_REQUESTS or contender.policy.hears_engine:
             continue
         due = [  # priorities came from when a request was due, not from when it was sent
             WorkloadRequest(name, it[0].arrival_s, None, it[0].prompt_tokens, it[0].output_tokens)
@@ -54,7 +57,7 @@ def live_runs(folder: Path) -> Iterator[LiveRun]:
         ]
         came_s = {name: _mean(map(_came_s, it)) for name, it in answers.items()}
         queued = sorted(
-            zip(due, Policy.parse(policy).keys(due), strict=True),
+            zip(due, keys_of(contender, due), strict=True),
             key=lambda pair: came_s[pair[0].request_id],
         )
         yield LiveRun(

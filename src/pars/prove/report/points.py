@@ -8,11 +8,10 @@ Requests are read from the workload's file and written to the result one after t
 holds what is in flight.
 """
 
-import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -27,10 +26,10 @@ from pars.prove.engine.simulate import simulate
 from pars.prove.engine.step_time import EnginePreset
 from pars.prove.engine.stepping import SteppedEngine
 from pars.prove.report.times import RequestTimes, ResultWriter, RunKey
-from pars.prove.workload.policies import Policy
+from pars.prove.workload.contenders import Contender
+from pars.prove.workload.line import Line
 from pars.prove.workload.workload import WorkloadRequest, open_workload
-from pars.scheduling.priority import Calibration
-from pars.scheduling.slowdown import LAST_EXPRESS_S, MaxSlowdown, Place
+from pars.scheduling.demand import Calibration
 
 REQUESTS_A_WRITE = 500
 
@@ -49,7 +48,7 @@ class Point:
     """
 
     workload: Path
-    policy: Policy
+    contender: Contender
     rate: float | None
     squeeze: float
     preset: EnginePreset
@@ -60,7 +59,7 @@ class Point:
 
     @property
     def key(self) -> RunKey:
-        return str(self.policy), self.rate, 0
+        return str(self.contender), self.rate, 0
 
 
 def simulated(points: list[Point], num_processes: int | None) -> Iterator[Point]:
@@ -115,15 +114,26 @@ def run_point(point: Point) -> None:
                 waiting.clear()
 
         began_s = time.perf_counter()
-        lane = None if point.policy.max_slowdown is None else _Lane(point.policy.max_slowdown)
+        contender = point.contender
+        line = Line(contender.policy, contender.fitted(_squeezed(point), point.calibration))
+
+        def ended(times: RequestTimes) -> None:
+            line.ended(
+                times.request_id,
+                times.finished_s or 0.0,
+                answer_tokens=times.output_tokens,
+                prompt_tokens=times.prompt_tokens,
+            )
+            keep(times)
+
         run = simulate(
-            _with_keys(point, lane),
+            _with_keys(point, line),
             _engine(point),
             point.preset.step_time,
-            policy=str(point.policy),
+            policy=str(contender),
             rate=point.rate,
-            on_finished=keep if lane is None else lane.seen_by(keep),
-            on_first_token=None if lane is None else lane.began,
+            on_finished=ended,
+            on_first_token=lambda request_id, _now_s: line.began(request_id),
         )
         writer.add(*waiting)
         took_s = round(time.perf_counter() - began_s, 3)
@@ -139,51 +149,13 @@ def _engine(point: Point) -> SteppedEngine:
     return VllmEngine(point.preset.limits)
 
 
-class _Lane:
-    """The express lane of a simulated queue: it hears what a gateway would hear."""
-
-    def __init__(self, max_slowdown: float) -> None:
-        self._slowdown = MaxSlowdown(max_slowdown)
-        self._places: dict[str, Place] = {}
-
-    def key(self, request: WorkloadRequest, cost: float) -> int:
-        """Of a request that arrives, in microseconds."""
-        # Its cost is the root of answer * (answer + prompt): the answer that was expected of it.
-        prompt = request.prompt_tokens
-        answer = (math.sqrt(prompt * prompt + 4 * cost * cost) - prompt) / 2
-        place = self._slowdown.place(cost, answer + prompt)
-        self._places[request.request_id] = place
-        since_s = LAST_EXPRESS_S + request.arrival_s
-        return math.floor(self._slowdown.key_s(place, cost, since_s) * 1e6)
-
-    def began(self, request_id: str, now_s: float) -> None:
-        """Its first token came."""
-        self._slowdown.began(self._places[request_id])
-
-    def seen_by(self, keep: Callable[[RequestTimes], None]) -> Callable[[RequestTimes], None]:
-        """`keep`, and the lane hears of each end too."""
-
-        def ended(times: RequestTimes) -> None:
-            place = self._places.pop(times.request_id)
-            self._slowdown.ended(place, times.finished_s or 0.0)
-            self._slowdown.correct(place, float(times.output_tokens + times.prompt_tokens))
-            keep(times)
-
-        return ended
-
-
-def _with_keys(point: Point, lane: _Lane | None) -> Iterator[tuple[WorkloadRequest, int]]:
+def _with_keys(point: Point, line: Line) -> Iterator[tuple[WorkloadRequest, int]]:
     """The requests at the point's load, each with its priority; one at a time in memory."""
-    key_of = point.policy.fitted(_squeezed(point), point.calibration)
     scores: Iterable[Any] = iter(lambda: None, 0)  # without end
-    if point.policy.needs_scores and point.scores is not None:
+    if point.contender.needs_scores and point.scores is not None:
         scores = np.load(point.scores, mmap_mode="r")
     for request, score in zip(_squeezed(point), scores, strict=False):
-        told = None if score is None else float(score)
-        if lane is None:
-            yield request, key_of(request, told)
-        else:
-            yield request, lane.key(request, key_of.cost(request, told))
+        yield request, line.key(request, None if score is None else float(score))
 
 
 def _squeezed(point: Point) -> Iterator[WorkloadRequest]:

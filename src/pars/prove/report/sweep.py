@@ -27,9 +27,9 @@ from pars.prove.engine.simulate import simulate
 from pars.prove.engine.step_time import EnginePreset
 from pars.prove.report.points import Point, simulated
 from pars.prove.report.times import REQUESTS_FILE, ResultWriter, read_result
-from pars.prove.workload.policies import Policy
+from pars.prove.workload.contenders import Contender, ranker_policy
 from pars.prove.workload.workload import Header, WorkloadRequest, open_workload
-from pars.scheduling.priority import Calibration
+from pars.scheduling.demand import Calibration
 
 STEPPERS = ("fast", "vllm")
 PARTS_FOLDER, SCORES_FILE = ".parts", ".scores"
@@ -69,7 +69,7 @@ class SweepPlan:
             raise ParsError("give at least one policy and one rate")
         if self.stepper not in STEPPERS:
             raise ParsError(f"--stepper must be one of {', '.join(STEPPERS)}")
-        policies = list(map(Policy.parse, self.policies))
+        policies = self.contenders
         which = {policy.which for policy in policies}
         for name in sorted(which - self.rankers.keys() - {""}):
             raise ParsError(f"policy ranker:{name}: give its folder: --ranker {name}=DIR")
@@ -82,12 +82,16 @@ class SweepPlan:
                 raise ParsError(f"{name} names {', '.join(sorted(twice))} twice")
 
     @property
+    def contenders(self) -> list[Contender]:
+        """The policies, parsed."""
+        return [Contender.parse(policy) for policy in self.policies]
+
+    @property
     def folders(self) -> dict[str, Path]:
         """The folder of each ranker that a policy names, by that name."""
         from pars.ranking.ranker import bundled_ranker
 
-        policies = map(Policy.parse, self.policies)
-        names = dict.fromkeys(policy.which for policy in policies if policy.needs_scores)
+        names = dict.fromkeys(it.which for it in self.contenders if it.needs_scores)
         return {name: self.rankers.get(name) or bundled_ranker() for name in names}
 
     def scores_file(self, which: str) -> Path:
@@ -120,12 +124,14 @@ def run_sweep(plan: SweepPlan, progress: Callable[[str, int], Progress] | None =
     points = [it for it in _points(plan, own_rate, parts) if it.key not in there]
     if not points:
         return True
-    ranking = [point.policy.which for point in points if point.policy.needs_scores]
+    ranking = [point.contender.which for point in points if point.contender.needs_scores]
     calibrations = {}
     for which in dict.fromkeys(ranking):
         scored = begin(f"scoring prompts{which and ' by ' + which}", num_requests)
         calibrations[which] = _score(plan, which, num_requests, scored)
-    points = [replace(point, calibration=calibrations.get(point.policy.which)) for point in points]
+    points = [
+        replace(point, calibration=calibrations.get(point.contender.which)) for point in points
+    ]
     done = begin("simulating", len(points))
     writer = ResultWriter(plan.output_dir, facts, kept=kept)
     with writer:
@@ -153,16 +159,16 @@ def _points(plan: SweepPlan, own_rate: float | None, parts: Path) -> list[Point]
     points: list[Point] = []
     for text in plan.rates:
         rate, squeeze = _load(text, own_rate)
-        for policy in map(Policy.parse, plan.policies):
+        for contender in plan.contenders:
             points.append(
                 Point(
                     workload=plan.workload,
-                    policy=policy,
+                    contender=contender,
                     rate=rate,
                     squeeze=squeeze,
                     preset=plan.preset,
                     stepper=plan.stepper,
-                    scores=plan.scores_file(policy.which) if policy.needs_scores else None,
+                    scores=plan.scores_file(contender.which) if contender.needs_scores else None,
                     calibration=None,
                     folder=parts / str(len(points)),
                 )
@@ -221,9 +227,7 @@ def _facts(plan: SweepPlan, header: Header, num_requests: int) -> dict[str, Any]
         "num_requests": num_requests,
         "workload": header,
     }
-    facts["rankers"] = {
-        str(Policy("ranker", which=name)): str(folder) for name, folder in plan.folders.items()
-    }
+    facts["rankers"] = {ranker_policy(name): str(folder) for name, folder in plan.folders.items()}
     return facts
 
 

@@ -1,12 +1,8 @@
 """
-From an expected answer length to the one integer that orders an engine's queue. Pure functions.
+What a request is expected to take, in answer tokens: from a ranker's score to cost and work.
 
-    key = ticks(arrival) + ticks(cost),   0 <= cost < max_overtake_s,   smaller first
-
-The key never changes while the request waits, yet it is exact linear aging: of two that wait,
-`c_i - (now - t_i) < c_j - (now - t_j)` and `c_i + t_i < c_j + t_j` are the same comparison. And it
-bounds waiting: what arrives `max_overtake_s` or more after a request has no smaller key, however
-short it is. docs/serving.md has the proof, the clocks and the choice of the constants.
+    tokens = Calibration.of(ranker.info).expected_tokens(score)
+    demand = demand_of(request, [tokens])                    # what `policies` order by
 """
 
 import math
@@ -17,19 +13,11 @@ from typing import NamedTuple, Protocol
 
 from pars.request.prompts import GenerationRequest
 
-EPOCH_S = 1_767_225_600.0  # 2026-01-01T00:00:00Z, the same for every gateway of an engine
-DEFAULT_MAX_OVERTAKE_S = 30.0
-MAX_OFFSET_S = 10_000_000.0  # 115 days: longer than any queue, and far from any overflow
-MAX_RANGE_S = 1e9
-
 # Of the work of an answer token. Where there is a queue, batches are full: an 8B model on an H100
 # takes 0.035 ms a prompt token, and 10 ms for a token to each of 256 answers, 0.04 ms a token.
 PROMPT_TOKEN_WORK = 1.0
 
-# Answers expected to be among the longest tenth share the last twentieth of the range, so that the
-# rest of it separates the short from the middling. (docs/serving.md: measured against other curves)
-LONG_QUANTILE = 0.9
-LONG_SHARE = 0.05
+LONG_QUANTILE = 0.9  # of the answers that are expected: from here on one counts as long
 
 # A ranker without calibration gives an order only; its quantiles are spread over these lengths.
 ASSUMED_RANGE_TOKENS = (16.0, 2048.0)
@@ -106,19 +94,12 @@ class Demand(NamedTuple):
     What a request is expected to take, in answer tokens.
 
     Attributes:
-        cost: What it is ordered by.
+        cost: What it is ordered by, 0 or more.
         work: What it takes of the engine.
     """
 
     cost: float
     work: float
-
-
-def cost_tokens(
-    request: GenerationRequest, expected_tokens: Sequence[float], *, obey_limits: bool = True
-) -> float:
-    """The cost of `demand_of`."""
-    return demand_of(request, expected_tokens, obey_limits=obey_limits).cost
 
 
 def demand_of(
@@ -145,83 +126,6 @@ def demand_of(
         answers += num_answers * answer
         work += num_answers * answer + PROMPT_TOKEN_WORK * prompt.num_tokens
     return Demand(math.sqrt(answers * work), work)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PriorityPolicy:
-    """
-    Turns costs and arrival times into keys.
-
-    Attributes:
-        max_overtake_s: A request can be overtaken only by requests that arrive within this many
-            seconds after it. 0 is first come, first served; infinity is shortest first.
-        bits: 64 counts microseconds from the epoch (safe for 292,000 years, and exact in a double
-            until 2311); 32 counts tenths of a second from -2**31 (until 2039, then saturated).
-        larger_first: The engine takes larger values first: the key is negated.
-    """
-
-    max_overtake_s: float = DEFAULT_MAX_OVERTAKE_S
-    bits: int = 64
-    larger_first: bool = False
-
-    def __post_init__(self) -> None:
-        if not (0 <= self.max_overtake_s <= MAX_RANGE_S or self.max_overtake_s == math.inf):
-            raise ValueError(
-                f"max_overtake_s must be from 0 to {MAX_RANGE_S:.0f}, or inf,"
-                f" not {self.max_overtake_s}"
-            )
-        if self.bits not in (32, 64):
-            raise ValueError(f"bits must be 32 or 64, not {self.bits}")
-
-    def key(
-        self, cost: float, arrival_s: float, *, long_tokens: float, offset_s: float = 0.0
-    ) -> int:
-        """
-        The request's priority. Never raises for finite `cost` >= 0 and `arrival_s`.
-
-        Args:
-            cost: Expected cost in tokens.
-            arrival_s: Unix time.
-            long_tokens: Cost from which a request counts as long.
-            offset_s: Seconds to pretend the request came later (or, negative, earlier); tokens
-                when `max_overtake_s` is infinite.
-        """
-        ticks_per_s = self._ticks_per_s
-        offset_s = min(max(offset_s, -MAX_OFFSET_S), MAX_OFFSET_S)
-        if math.isinf(self.max_overtake_s):
-            since_s, added = offset_s, int(min(cost, MAX_OFFSET_S) * ticks_per_s)
-        else:
-            # Whole ticks on both sides, so that no rounding can break the bound.
-            since_s = arrival_s - EPOCH_S + offset_s
-            range_ticks = math.floor(self.max_overtake_s * ticks_per_s)
-            share = cost_share(cost, long_tokens)
-            added = min(int(share * range_ticks), max(range_ticks - 1, 0))
-        return self._in_range(math.floor(since_s * ticks_per_s) + added)
-
-    def key_at(self, since_epoch_s: float) -> int:
-        """The key of a place in seconds since EPOCH_S, whatever the request costs."""
-        return self._in_range(math.floor(since_epoch_s * self._ticks_per_s))
-
-    @property
-    def _ticks_per_s(self) -> int:
-        return 1_000_000 if self.bits == 64 else 10
-
-    def _in_range(self, ticks: int) -> int:
-        key = ticks if self.bits == 64 else ticks - (1 << 31)
-        limit = (1 << (self.bits - 1)) - 1  # -limit too, so that a negated key is in range
-        key = min(max(key, -limit), limit)
-        return -key if self.larger_first else key
-
-
-def cost_share(cost: float, long_tokens: float) -> float:
-    """
-    `cost` as a share of the overtaking range: from 0 towards 1, strictly rising.
-
-    Linear up to `long_tokens`, which is 0.95; then 0.95 + 0.05 * (1 - long_tokens / cost).
-    """
-    if cost <= long_tokens:
-        return (1 - LONG_SHARE) * cost / long_tokens
-    return 1 - LONG_SHARE * long_tokens / cost
 
 
 def _logistic(score: float) -> float:

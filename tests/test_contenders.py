@@ -1,4 +1,4 @@
-"""Policies: whose key is smaller, with and without age, and what each may look at."""
+"""Contenders: whose key is smaller, with and without age, and what each may look at."""
 
 from dataclasses import replace
 
@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pars.errors import ParsError
-from pars.prove.workload.policies import NAMES, Policy
+from pars.prove.workload.contenders import NAMES, Contender
+from pars.prove.workload.line import keys_of
 from pars.prove.workload.workload import WorkloadRequest
-from pars.scheduling.priority import Calibration
+from pars.scheduling.demand import Calibration
 
 SHORT = WorkloadRequest("0", 0.0, "short", 30, 10, max_tokens=900)
 LONG = WorkloadRequest("1", 0.0, "long", 20, 500, max_tokens=600)
@@ -18,7 +19,7 @@ REQUESTS = (SHORT, LONG, MIDDLE)
 
 
 def order(policy, requests=REQUESTS, **more):
-    keys = Policy.parse(policy).keys(requests, **more)
+    keys = keys_of(Contender.parse(policy), requests, **more)
     return [requests[row].prompt for row in sorted(range(len(requests)), key=keys.__getitem__)]
 
 
@@ -46,12 +47,13 @@ def test_the_ranker_goes_by_its_scores():
 @given(tokens=st.lists(st.integers(1, 10_000), min_size=3, max_size=3), aged=st.booleans())
 def test_the_ranker_never_sees_the_length_that_is_replayed(tokens, aged):
     """Other true lengths, the same keys."""
-    policy = Policy.parse("ranker@30" if aged else "ranker")
+    contender = Contender.parse("ranker@30" if aged else "ranker")
     others = [replace(it, output_tokens=n) for it, n in zip(REQUESTS, tokens, strict=True)]
     calibration = Calibration((0.0, 1.0), (10.0, 1000.0))
     scores = [0.1, 0.9, 0.5]
 
-    assert policy.keys(others, scores, calibration) == policy.keys(REQUESTS, scores, calibration)
+    keys = keys_of(contender, REQUESTS, scores, calibration)
+    assert keys_of(contender, others, scores, calibration) == keys
 
 
 def test_a_clients_limit_bounds_what_the_ranker_expects():
@@ -71,25 +73,29 @@ def test_with_aging_nobody_is_passed_by_one_who_comes_that_much_later(first, sec
         replace(SHORT, output_tokens=first),
         replace(LONG, output_tokens=second, arrival_s=later_s),
     ]
-    keys = Policy.parse("oracle@30").keys(requests)
+    keys = keys_of(Contender.parse("oracle@30"), requests)
 
     assert keys[0] < keys[1]
 
 
-def test_fcfs_gives_all_the_same_key():
-    """So that the engine's own order of arrival decides."""
-    assert Policy.parse("fcfs").keys(REQUESTS) == [0, 0, 0]
+def test_fcfs_goes_by_arrival_alone():
+    """Who comes together has one key, so that the engine's own order decides; later is larger."""
+    keys = keys_of(Contender.parse("fcfs"), [*REQUESTS, replace(SHORT, arrival_s=0.5)])
+
+    assert keys == [keys[0], keys[0], keys[0], keys[0] + 500_000]
 
 
-@pytest.mark.parametrize("text", [*NAMES, "oracle@0", "ranker@30", "reversed@2.5"])
+@pytest.mark.parametrize(
+    "text", [*NAMES, "oracle@0", "ranker@30", "reversed@2.5", "oracle@1.5x", "ranker:own@2x"]
+)
 def test_a_policy_is_spelled_as_it_was_parsed(text):
     """The spelling names it in results."""
-    assert str(Policy.parse(text)) == text
+    assert str(Contender.parse(text)) == text
 
 
 def test_infinite_aging_is_none():
     """`@inf` is the plain order."""
-    assert str(Policy.parse("oracle@inf")) == "oracle"
+    assert str(Contender.parse("oracle@inf")) == "oracle"
 
 
 @pytest.mark.parametrize(
@@ -99,12 +105,15 @@ def test_infinite_aging_is_none():
         ("fcfs@30", "fcfs is without aging"),
         ("oracle@soon", "after @ come seconds"),
         ("oracle@-1", "after @ come seconds"),
+        ("oracle@0.5x", "before x comes a ratio from 1 on"),
+        ("oracle@twicex", "before x comes a ratio from 1 on"),
+        ("fcfs@2x", "fcfs is without aging"),
     ],
 )
 def test_a_policy_that_is_none_is_named(text, problem):
     """With what would be right."""
     with pytest.raises(ParsError, match=problem):
-        Policy.parse(text)
+        Contender.parse(text)
 
 
 def test_what_a_policy_needs_and_does_not_find_is_said():
@@ -112,6 +121,6 @@ def test_what_a_policy_needs_and_does_not_find_is_said():
     nameless = [replace(SHORT, prompt=None, max_tokens=None)]
 
     with pytest.raises(ParsError, match="request 0 has no prompt to score"):
-        Policy.parse("ranker").keys(nameless, [0.0])
+        keys_of(Contender.parse("ranker"), nameless, [0.0])
     with pytest.raises(ParsError, match="no request of the workload has max_tokens"):
-        Policy.parse("max-tokens").keys(nameless)
+        keys_of(Contender.parse("max-tokens"), nameless)

@@ -16,8 +16,13 @@ proof (two-class head-of-line priority, Cobham 1954, doi:10.1287/opre.2.1.70, wi
 """
 
 import math
-from dataclasses import dataclass
 from itertools import accumulate
+from typing import Self
+
+from pars.errors import ParsError
+from pars.scheduling.demand import Demand
+from pars.scheduling.keys import EPOCH_S, Keys, bounded_offset_s
+from pars.scheduling.policies.policy import LONG_TOKENS, Place, Policy
 
 DEFAULT_MAX_SLOWDOWN = 1.5  # benchmarks/frontier.py
 EXPRESS_S = 5e6  # since the epoch: before all that arrives today, and no negative number
@@ -32,27 +37,16 @@ MEMORY = 4096.0  # requests after which the distribution of costs has forgotten 
 LOOK_EVERY = 32  # requests between two looks at the threshold
 
 
-@dataclass(slots=True, eq=False)
-class Place:
+class MaxSlowdown(Policy):
     """
-    Where a request stands, until it ends.
+    No request waits more than R times what first come, first served would have made it wait.
 
-    Attributes:
-        is_express: In the class that goes first.
-        work: That it was expected to take, in answer tokens.
-        charged: What the bucket was charged for it.
-        has_begun: Whether the engine has begun to answer it.
-    """
+        key = arrival                                    ordinary: first come, first served
+        key = before all arrivals, in order of cost      express: the share 1 - 1/R of the work
 
-    is_express: bool
-    work: float
-    charged: float = 0.0
-    has_begun: bool = False
-
-
-class MaxSlowdown:
-    """
-    One queue's express lane. On one thread.
+    The bound, its constant and its proof: docs/bound.md (two-class head-of-line priority, Cobham
+    1954, doi:10.1287/opre.2.1.70, with a token bucket). It needs to be told when requests begin
+    and end (`began`, `ended`, `correct`): the bucket fills by that. On one thread.
 
     Several processes before one engine each keep their own: each gives to express the share x of
     the work that it sees, and the shares of the parts make up the share of the whole.
@@ -61,15 +55,29 @@ class MaxSlowdown:
         max_slowdown: R, 1 or more. 1 is first come, first served, infinity shortest first.
         shares_engine: Others send to the same engine. That nobody ordinary waits here says nothing
             then: the bucket is not filled by it, and every express request is charged.
+        bits: Of the engine's integer: 64, or 32.
 
     Attributes:
         level: Of the bucket, in answer tokens; below 0: express has had more than its share.
         num_waiting: Ordinary requests that the engine has not begun to answer.
+
+    Raises:
+        ParsError: `max_slowdown` is below 1, or `bits` is neither.
     """
 
-    def __init__(self, max_slowdown: float, *, shares_engine: bool = False) -> None:
+    hears_engine = True
+
+    def __init__(
+        self,
+        max_slowdown: float = DEFAULT_MAX_SLOWDOWN,
+        *,
+        shares_engine: bool = False,
+        bits: int = 64,
+    ) -> None:
         if not max_slowdown >= 1:
-            raise ValueError(f"max_slowdown must be 1 or more, not {max_slowdown}")
+            raise ParsError(f"max_slowdown must be 1 or more, not {max_slowdown}")
+        self.max_slowdown = max_slowdown
+        self._keys = Keys(bits)
         self.share = 1.0 - 1.0 / max_slowdown
         self.level = 0.0
         self._shares_engine = shares_engine
@@ -90,41 +98,49 @@ class MaxSlowdown:
         """The bucket's level, of its capacity; 1 before anything was seen."""
         return self.level / self.capacity if self.capacity > 0 else 1.0
 
-    def place(self, cost: float, work: float, *, is_ordered: bool = True) -> Place:
+    def __repr__(self) -> str:
+        return f"MaxSlowdown({self.max_slowdown:g})"
+
+    def fresh(self) -> Self:
+        return type(self)(
+            self.max_slowdown, shares_engine=self._shares_engine, bits=self._keys.bits
+        )
+
+    @property
+    def suffix(self) -> str:
+        return f"@{self.max_slowdown:g}x"
+
+    def place(
+        self,
+        demand: Demand,
+        arrival_s: float,
+        *,
+        long_tokens: float = LONG_TOKENS,
+        offset_s: float = 0.0,
+        is_ordered: bool = True,
+    ) -> Place:
         """
-        Give an arriving request its class.
+        Give an arriving request its class and its key.
 
         Args:
-            cost: What it is ordered by (`priority.demand_of`), in answer tokens.
-            work: What it is expected to take, in answer tokens.
+            arrival_s: Unix time, later than March 2026.
             is_ordered: False: nothing is known of it, so it is ordinary.
         """
+        cost, work = demand
         if is_ordered:
             self._see(cost, work)
         if self.num_waiting == 0 and not self._shares_engine:
             self.level = self.capacity
         share_now = 1.0 if self.share == 1 else self._share_now()
         is_express = is_ordered and self._cheaper_work(cost) < share_now
-        place = Place(is_express, work)
+        since_s = key_s(is_express, cost, arrival_s - EPOCH_S) + bounded_offset_s(offset_s)
+        place = Place(self._keys.at(since_s), is_express, work)
         if not is_express:
             self.num_waiting += 1
         elif self.num_waiting or self._shares_engine:
             place.charged = work
             self.level -= work
         return place
-
-    @staticmethod
-    def key_s(place: Place, cost: float, since_epoch_s: float) -> float:
-        """
-        The request's key in seconds, smaller first.
-
-        Args:
-            since_epoch_s: When it arrived, by a clock that all gateways of the engine share; later
-                than LAST_EXPRESS_S.
-        """
-        if place.is_express:
-            return EXPRESS_S + min(cost, MOST_COST) / COST_A_SECOND
-        return since_epoch_s
 
     def began(self, place: Place) -> None:
         """The engine answers it; it waits no longer."""
@@ -176,6 +192,13 @@ class MaxSlowdown:
         """The share of the work that cheaper requests make."""
         place = min(int(BINS_AN_OCTAVE * math.log2(max(cost, 1.0))), NUM_BINS - 1)
         return self._cheaper[place - 1] if place else 0.0
+
+
+def key_s(is_express: bool, cost: float, since_epoch_s: float) -> float:
+    """The key of a class in seconds since the epoch, before any offset."""
+    if is_express:
+        return EXPRESS_S + min(cost, MOST_COST) / COST_A_SECOND
+    return since_epoch_s
 
 
 class _Rate:

@@ -1,0 +1,189 @@
+"""
+Contenders: who goes first, as `--policies` spells it: what is known of a request, and a policy.
+
+    contender = Contender.parse("oracle@30")            # true lengths, at most 30 s of overtaking
+    Contender.parse("ranker:mine@1.5x").policy          # MaxSlowdown(1.5), the gateway's default
+    contender.fitted(requests)                          # what it knows of each: `line` gives keys
+
+Of several rankers each has a name: `ranker:NAME`. `NAME` alone orders by cost whatever the age,
+`NAME@SECONDS` and `NAME@RATIOx` have a bound. The policies are those of `scheduling.policies`, as
+in the gateway. The ranker's see the prompt and the client's limit, never the true length.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from pars.errors import ParsError
+from pars.prove.workload.workload import WorkloadRequest
+from pars.request.prompts import GenerationRequest, Prompt
+from pars.scheduling.demand import LONG_QUANTILE, Calibration, Demand, demand_of
+from pars.scheduling.policies.fcfs import FCFS
+from pars.scheduling.policies.max_slowdown import MaxSlowdown
+from pars.scheduling.policies.policy import Policy
+from pars.scheduling.policies.shortest_first import MAX_RANGE_S, ShortestFirst
+
+NAMES = {
+    "fcfs": "first come, first served",
+    "ranker": "expected length by a ranker",
+    "oracle": "true length",
+    "prompt-length": "tokens of the prompt",
+    "max-tokens": "the client's own limit",
+    "reversed": "true length, longest first: the worst case",
+}
+NO_LIMIT_TOKENS = 1 << 20  # what a request without max_tokens is taken to ask for
+NOTHING_KNOWN = Demand(0.0, 0.0)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Contender:
+    """
+    One way to order requests.
+
+    Attributes:
+        by: What is known of them: one of NAMES.
+        policy: What orders them by it.
+        which: Which ranker, by the name it was given; "" is the only or the default one.
+    """
+
+    by: str
+    policy: Policy
+    which: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> "Contender":
+        """
+        The contender spelled NAME, NAME@SECONDS or NAME@RATIOx, where NAME may be ranker:WHICH.
+
+        Raises:
+            ParsError: the name is unknown, the seconds are no number from 0 on, the ratio none from
+                1 on, or fcfs has any.
+        """
+        spelled, at, bound = text.strip().partition("@")
+        by, colon, which = spelled.partition(":")
+        if by not in NAMES or (colon and (by != "ranker" or not which)):
+            raise ParsError(f"policy {text!r}: {spelled!r} is none of {', '.join(NAMES)}")
+        if by == "fcfs":
+            if at:
+                raise ParsError(f"policy {text!r}: fcfs is without aging; write fcfs")
+            return cls(by, FCFS())
+        return cls(by, _bounded(text, by, bound) if at else ShortestFirst(), which)
+
+    def __str__(self) -> str:
+        spelled = f"{self.by}:{self.which}" if self.which else self.by
+        return spelled + self.policy.suffix
+
+    @property
+    def needs_scores(self) -> bool:
+        """Whether it orders by a ranker's scores."""
+        return self.by == "ranker"
+
+    def fitted(
+        self, requests: Iterable[WorkloadRequest], calibration: Calibration | None = None
+    ) -> "Estimator":
+        """Look at the workload once, and be ready to say what each request takes."""
+        if self.by == "fcfs":
+            return Estimator(self, Calibration(), 1.0, 0.0)
+        if self.needs_scores:
+            calibration = calibration or Calibration()
+            return Estimator(self, calibration, calibration.long_tokens, 0.0)
+        costs = Counter(round(_known(self.by, request).cost) for request in requests)
+        if self.by == "max-tokens" and set(costs) <= {NO_LIMIT_TOKENS}:
+            raise ParsError("policy max-tokens: no request of the workload has max_tokens")
+        longest = max(costs, default=0)
+        if self.by == "reversed":
+            costs = Counter({longest - cost: count for cost, count in costs.items()})
+        return Estimator(self, Calibration(), max(1.0, _quantile(costs)), float(longest))
+
+
+@dataclass(frozen=True, slots=True)
+class Estimator:
+    """
+    What a contender knows of each request of its workload.
+
+    Attributes:
+        long_tokens: Cost from which a request counts as long: the ranker's calibration knows it;
+            for every other it is the 0.9 quantile of its own costs.
+        longest: The largest cost, from which `reversed` counts down.
+    """
+
+    contender: Contender
+    calibration: Calibration
+    long_tokens: float
+    longest: float
+
+    def demand(self, request: WorkloadRequest, score: float | None = None) -> Demand:
+        """
+        What the request is expected to take.
+
+        Raises:
+            ParsError: a ranker orders, and there is no prompt or no score.
+        """
+        by = self.contender.by
+        if by == "ranker":
+            return self._by_score(request, score)
+        if by == "reversed":
+            cost = max(0.0, self.longest - _known(by, request).cost)
+            return Demand(cost, cost)
+        return _known(by, request)
+
+    def _by_score(self, request: WorkloadRequest, score: float | None) -> Demand:
+        if request.prompt is None or score is None:
+            raise ParsError(
+                f"policy {self.contender}: request {request.request_id} has no prompt to score"
+                " (the workload comes from a trace of lengths alone)"
+                if request.prompt is None
+                else f"policy {self.contender}: there are no scores"
+            )
+        return _answer(request, self.calibration.expected_tokens(score), request.max_tokens)
+
+
+def ranker_policy(which: str) -> str:
+    """How the policies of a ranker are spelled, without a bound."""
+    return f"ranker:{which}" if which else "ranker"
+
+
+def _bounded(text: str, by: str, bound: str) -> Policy:
+    """The policy of what stands behind the @."""
+    number = math.nan  # which is within neither bound
+    with suppress(ValueError):
+        number = float(bound.removesuffix("x"))
+    if bound.endswith("x"):
+        if not number >= 1:
+            raise ParsError(f"policy {text!r}: before x comes a ratio from 1 on, as in oracle@1.5x")
+        return MaxSlowdown(number)
+    if not (0 <= number <= MAX_RANGE_S or number == math.inf):
+        raise ParsError(
+            f"policy {text!r}: after @ come seconds from 0 to {MAX_RANGE_S:.0f}, as in {by}@30"
+        )
+    return ShortestFirst(number)
+
+
+def _known(by: str, request: WorkloadRequest) -> Demand:
+    if by == "fcfs":
+        return NOTHING_KNOWN
+    if by == "prompt-length":
+        return Demand(float(request.prompt_tokens), float(request.prompt_tokens))
+    if by == "max-tokens":
+        limit = float(request.max_tokens or NO_LIMIT_TOKENS)
+        return Demand(limit, limit + request.prompt_tokens)
+    return _answer(request, float(request.output_tokens), None)
+
+
+def _answer(request: WorkloadRequest, expected_tokens: float, max_tokens: int | None) -> Demand:
+    prompt = Prompt(request.prompt, request.prompt_tokens)
+    return demand_of(GenerationRequest((prompt,), max_tokens), [expected_tokens])
+
+
+def _quantile(costs: Counter[int]) -> float:
+    """The LONG_QUANTILE of counted whole costs, of those with a limit."""
+    counted = sorted(item for item in costs.items() if item[0] < NO_LIMIT_TOKENS)
+    wanted = LONG_QUANTILE * sum(count for _, count in counted)
+    seen = 0
+    for cost, count in counted:
+        seen += count
+        if seen >= wanted:
+            return float(cost)
+    return 1.0

@@ -1,0 +1,47 @@
+"""
+A place in a queue as the one integer that an engine compares, smaller first.
+
+Seconds since an epoch that all gateways of an engine share, in ticks: whole numbers, so that no
+rounding can break a bound. What an engine's dialect makes of the integer: `engines`, `stamping`.
+"""
+
+import math
+from dataclasses import dataclass
+
+from pars.errors import ParsError
+
+EPOCH_S = 1_767_225_600.0  # 2026-01-01T00:00:00Z, the same for every gateway of an engine
+MAX_OFFSET_S = 10_000_000.0  # 115 days: longer than any queue, and far from any overflow
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """
+    The width of an engine's integer.
+
+    Attributes:
+        bits: 64 counts microseconds from the epoch (safe for 292,000 years, and exact in a double
+            until 2311); 32 counts tenths of a second from -2**31 (until 2039, then saturated).
+    """
+
+    bits: int = 64
+
+    def __post_init__(self) -> None:
+        if self.bits not in (32, 64):
+            raise ParsError(f"bits must be 32 or 64, not {self.bits}")
+
+    @property
+    def ticks_per_s(self) -> int:
+        return 1_000_000 if self.bits == 64 else 10
+
+    def at(self, since_epoch_s: float, more_ticks: int = 0) -> int:
+        """The key of a place in seconds since EPOCH_S, and so many ticks behind it."""
+        ticks = math.floor(since_epoch_s * self.ticks_per_s) + more_ticks
+        key = ticks if self.bits == 64 else ticks - (1 << 31)
+        limit = (1 << (self.bits - 1)) - 1  # -limit too, so that a negated key is in range
+        return min(max(key, -limit), limit)
+
+
+def bounded_offset_s(offset_s: float) -> float:
+    """An offset that somebody wishes for, within what keys can hold."""
+    return min(max(offset_s, -MAX_OFFSET_S), MAX_OFFSET_S)

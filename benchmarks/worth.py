@@ -3,10 +3,10 @@ How well a server tells, while it serves, what its order is worth: told and true
 
     python benchmarks/worth.py [--requests 4000]
 
-Each trace runs in virtual time (h100-8b) first come, first served, by the default bound and shortest
-first. What `pars.outcomes.worth` tells of a run, from arrivals, begins and answers alone, is set
-beside what the first come, first served run of the same requests truly took. The last line of
-stdout is one JSON; PARS_SHARED names the folder with data/traces (default ../shared).
+Each trace runs in virtual time (h100-8b) first come, first served, by the default bound and
+shortest first. What `pars.outcomes.worth` tells of a run, from arrivals, begins and answers alone,
+is set beside what the first come, first served run of the same requests truly took. The last line
+of stdout is one JSON; PARS_SHARED names the folder with data/traces (default ../shared).
 """
 
 import argparse
@@ -17,7 +17,7 @@ import numpy as np
 
 from frontier import LOADS, SHARED, TRACES, Case, by_slowdown, figures, load_of
 from pars.outcomes.worth import fcfs_begins_s
-from pars.scheduling.slowdown import DEFAULT_MAX_SLOWDOWN
+from pars.scheduling.policies.max_slowdown import DEFAULT_MAX_SLOWDOWN
 from virtual_load import Job, Load, finished, ranks
 
 DEFAULT = f"@{DEFAULT_MAX_SLOWDOWN:g}x"

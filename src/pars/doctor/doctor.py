@@ -29,7 +29,7 @@ from pars.scheduling.engines import ENGINES, FOREIGN, NONE, Engine, EngineTold, 
 from pars.scheduling.policies.shortest_first import DEFAULT_MAX_OVERTAKE_S
 from pars.serving.answer import UpstreamError
 from pars.serving.engine_watch import NotTold, ask_engine
-from pars.serving.gateway import HEALTH_PATH, METRICS_PATH, SERVER_NAME
+from pars.serving.pages import HEALTH_PATH, METRICS_PATH, SERVER_NAME
 from pars.serving.upstream import Upstream
 
 EVERY_S = 0.5

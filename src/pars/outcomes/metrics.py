@@ -77,6 +77,13 @@ class ServeMetrics:
             registry=registry,
         )
         self._served: tuple[str, str] | None = None
+        self._policy = Gauge(
+            "pars_policy_info",
+            "1 for the bound on waiting that requests are ordered by.",
+            ["policy"],
+            multiprocess_mode="mostrecent",
+            registry=registry,
+        )
         classes = Counter(
             "pars_requests_by_class_total",
             "Requests by the class that the bound on waiting gave them.",
@@ -90,6 +97,10 @@ class ServeMetrics:
             multiprocess_mode="mostrecent",
             registry=registry,
         )
+
+    def go_by(self, policy: str) -> None:
+        """The policy that requests are ordered by."""
+        self._policy.labels(policy).set(1)
 
     def place(self, *, is_express: bool, bucket_ratio: float) -> None:
         """A request got its class; `bucket_ratio` is the bucket's level, of its capacity."""

@@ -25,13 +25,20 @@ NUM_MINUTES = 60
 
 @dataclass(slots=True)
 class Minute:
-    """Sums over the requests that ended in one minute, `fcfs_`: by first come, first served."""
+    """
+    Sums over the requests that ended in one minute.
+
+    Attributes:
+        fcfs_ntpot_s, fcfs_wait_s: By first come, first served.
+        tau_b: Of the predictions, at the last look in it.
+    """
 
     num_requests: int = 0
     ntpot_s: float = 0.0
     fcfs_ntpot_s: float = 0.0
     wait_s: float = 0.0
     fcfs_wait_s: float = 0.0
+    tau_b: float | None = None
 
 
 class WorthWatch:
@@ -40,6 +47,7 @@ class WorthWatch:
 
     Args:
         max_slowdown: The bound that is promised; None: none in shares.
+        tau_b: Of the predictions by now; nan: not known.
 
     Attributes:
         gain: Of the last hour, at the last look; None: nothing is known.
@@ -49,12 +57,15 @@ class WorthWatch:
         self,
         metrics: WorthMetrics,
         max_slowdown: float | None = None,
+        *,
+        tau_b: Callable[[], float] = lambda: math.nan,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.worth = Worth(clock)
         self.gain: Gain | None = None
         self._metrics = metrics
         self._max_slowdown = math.inf if max_slowdown is None else max_slowdown
+        self._tau_b = tau_b
         self._clock = clock
         self._minutes: dict[int, Minute] = {}
 
@@ -94,6 +105,9 @@ class WorthWatch:
                 is_exceeded=it.wait_s > longest_s,
             )
             self._count(it)
+        tau_b = self._tau_b()
+        if math.isfinite(tau_b):
+            self._minute(int(self._clock() // 60)).tau_b = tau_b
         gain = self.gain
         ratios = (math.nan, math.nan) if gain is None else (gain.ntpot_ratio, gain.wait_ratio)
         self._metrics.show(*ratios)
@@ -115,15 +129,19 @@ class WorthWatch:
         at = int(it.passed.end_s // 60)
         if at < self._first_minute():
             return
-        minute = self._minutes.setdefault(at, Minute())
+        minute = self._minute(at)
         answer_s, tokens = it.passed.end_s - it.passed.begin_s, it.passed.tokens
         minute.num_requests += 1
         minute.ntpot_s += (it.wait_s + answer_s) / tokens
         minute.fcfs_ntpot_s += (it.fcfs_wait_s + answer_s) / tokens
         minute.wait_s += it.wait_s
         minute.fcfs_wait_s += it.fcfs_wait_s
+
+    def _minute(self, at: int) -> Minute:
+        """That minute's sums; older than an hour are forgotten."""
         for old in [old for old in self._minutes if old < self._first_minute()]:
             del self._minutes[old]
+        return self._minutes.setdefault(at, Minute())
 
     def _first_minute(self) -> int:
         return int(self._clock() // 60) - NUM_MINUTES + 1

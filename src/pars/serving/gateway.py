@@ -5,30 +5,27 @@ A streaming reverse proxy inside `PriorityMiddleware`, for any OpenAI-compatible
 
     client ─► ClientProtocol ─► API key ─► PriorityMiddleware ─► Relay ─► upstream
 
-Every path and method passes; `/pars/health` and `/pars/metrics` are the gateway's own.
+Every path and method passes, but for the gateway's own pages under `/pars/` (`pages`).
 """
 
 import asyncio
 import hmac
-import math
-import time
-from typing import Any
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry
 
 from pars.outcomes.metrics import ServeMetrics
 from pars.ranking.live_ranker import LiveRanker
 from pars.request.body import Message, Receive, Scope, Send
 from pars.scheduling.engines import ENGINES
 from pars.scheduling.trust import keys_in
-from pars.serving.answer import UpstreamError
 from pars.serving.client_protocol import ClientProtocol
 from pars.serving.engine_watch import SETTLED_S, SOON_S, EngineWatch
 from pars.serving.header_fields import end_to_end
 from pars.serving.known_engine import KnownEngine
 from pars.serving.middleware import PriorityMiddleware
+from pars.serving.pages import PATHS, Pages
 from pars.serving.relay import Relay
-from pars.serving.replies import send_bytes, send_error, send_json
+from pars.serving.replies import send_error
 from pars.serving.settings import Settings
 from pars.serving.upstream import Upstream
 
@@ -44,10 +41,6 @@ UVICORN_OPTIONS = {
     # a request may meet a connection that is just being closed.
     "timeout_keep_alive": 75,
 }
-SERVER_NAME = "pars gateway"  # by which its health page is known
-HEALTH_PATH, METRICS_PATH = "/pars/health", "/pars/metrics"
-HEALTH_PATIENCE_S = 3.0  # less than those have who ask for the health page
-HEALTH_IS_FRESH_S = 1.0  # the health page is open to all, and asks the upstream no oftener
 
 
 class Gateway:
@@ -55,8 +48,8 @@ class Gateway:
     The gateway as an ASGI app.
 
     Args:
-        settings: With `api_keys`, requests need one of them; the gateway's own two pages do not,
-            but the one of its health tells less without.
+        settings: With `api_keys`, requests need one of them; its own pages do too where they tell
+            more than metrics and whether it is well.
         registry: For /pars/metrics.
         pauses_s: Between two looks at what the engine is: while something changes, and else.
     """
@@ -83,8 +76,7 @@ class Gateway:
             self.relay, settings, ranker=ranker, metrics=metrics, known=self.known
         )
         self._api_keys = [key.encode() for key in settings.client_keys]
-        self._health: tuple[float, int, dict[str, Any]] = (-math.inf, 0, {})
-        self._health_lock = asyncio.Lock()
+        self.pages = Pages(upstream, self.middleware, self.known, self.registry)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -93,16 +85,8 @@ class Gateway:
             await self._http(scope, receive, send)
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope["path"]
-        if path == HEALTH_PATH:
-            status, report = await self._health_report()
-            if not self._may_pass(scope):  # where things are is nobody else's business
-                report = {name: report[name] for name in ("server", "status")}
-            await send_json(send, status, report)
-        elif path == METRICS_PATH:
-            await send_bytes(
-                send, 200, b"text/plain; version=0.0.4", generate_latest(self.registry)
-            )
+        if scope["path"] in PATHS:
+            await self.pages.answer(scope, send, shows_key=self._may_pass(scope))
         elif not self._may_pass(scope):
             await send_error(send, 401, "invalid_api_key", "the API key is missing or wrong")
         else:
@@ -120,42 +104,6 @@ class Gateway:
             for known in self._api_keys
         ]
         return any(matches)
-
-    async def _health_report(self) -> tuple[int, dict[str, Any]]:
-        async with self._health_lock:
-            if time.monotonic() - self._health[0] > HEALTH_IS_FRESH_S:
-                status, report = await self._look()
-                self._health = (time.monotonic(), status, report)
-        return self._health[1:]
-
-    async def _look(self) -> tuple[int, dict[str, Any]]:
-        answer: int | None = None
-        problem: str | None = None
-        try:
-            answer, _ = await self.upstream.get(b"/health", timeout_s=HEALTH_PATIENCE_S)
-        except UpstreamError as error:
-            problem = str(error)
-        is_up = answer is not None and answer < 500
-        predictor = self.middleware.predictor
-        ranker, learner = predictor.ranker, predictor.learner
-        report: dict[str, Any] = {
-            "server": SERVER_NAME,
-            "status": "down" if not is_up else "ok" if predictor.can_order else "unscored",
-            "upstream": {"url": self.upstream.url, "reachable": is_up, "health_status": answer},
-            "ranker": {
-                "loaded": ranker.is_loaded,
-                "folder": str(ranker.folder),
-                "model": ranker.model_name,
-                "fingerprint": ranker.fingerprint,
-            },
-            "learning": None if learner is None else learner.as_json(),
-            "engine": self.known.state,
-            "schedules_by_priority": self.middleware.order.obeys,
-            "warnings": self.known.warnings,
-        }
-        if problem:
-            report["upstream"]["problem"] = problem
-        return 200 if is_up else 503, report
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         asking = asyncio.create_task(self.watch.keep_asking()) if self._is_asked() else None

@@ -51,6 +51,7 @@ class PriorityMiddleware:
         known: The engine: how it takes priorities, and whether it refuses them.
         order: Whether the engine goes by them.
         predictor: Who says how long answers will be.
+        placing: Who gives them their places.
         worth: What the order is worth to the requests.
         byte_budget: Body bytes held by all requests together.
         max_closing_s: How long a scorer that hangs may hold up the server's shutdown.
@@ -82,16 +83,22 @@ class PriorityMiddleware:
         self.predictor = Predictor(settings, self.metrics, ranker)
         self.byte_budget = ByteBudget(settings.max_buffered_bytes)
         self._kept_budget = ByteBudget(settings.max_buffered_bytes)  # of bodies at the engine
-        self._placing = Placing(settings, self.metrics, clock)
+        self.placing = Placing(settings, self.metrics, clock)
         bound = settings.max_slowdown if settings.goes_by_slowdown else None
-        self.worth = WorthWatch(WorthMetrics(self.metrics.registry), bound, clock)
+        self.worth = WorthWatch(
+            WorthMetrics(self.metrics.registry),
+            bound,
+            tau_b=lambda: self.predictor.tau_b,
+            clock=clock,
+        )
+        self.metrics.go_by(settings.policy_in_words)
         self._writer: OutcomeWriter | None = None
         self._upkeep: list[asyncio.Task[None]] = []
         self._recorder = self._record_requests(clock)
         self._decider = Decider(
             settings,
             self.predictor,
-            self._placing,
+            self.placing,
             self.metrics,
             writer=self._writer,
             clock=clock,
@@ -154,7 +161,7 @@ class PriorityMiddleware:
             del aside
             await app({**scope, DECISION: decision}, receive, send)
         finally:
-            self._placing.ended(decision)
+            self.placing.ended(decision)
 
     def _record_requests(self, clock: Callable[[], float]) -> Recorder:
         metrics = OutcomeMetrics(self.metrics.registry)
@@ -174,13 +181,13 @@ class PriorityMiddleware:
 
     def _began(self, decision: Decision) -> None:
         """The engine begins to answer."""
-        self._placing.began(decision)
+        self.placing.began(decision)
         self.worth.worth.began(decision)
 
     def _ended(self, decision: Decision, outcome: Outcome) -> None:
         """An answer is known: what it truly took, and how long it was."""
         self.worth.ended(decision, outcome)
-        self._placing.correct(decision, outcome)
+        self.placing.correct(decision, outcome)
         self.predictor.learn(decision.guess, outcome)
 
     # Start-up, upkeep and shutdown

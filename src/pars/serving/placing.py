@@ -29,6 +29,11 @@ class Placing:
         self._metrics = metrics
         self._clock = clock
 
+    @property
+    def bucket_ratio(self) -> float | None:
+        """The express bucket's level, of its capacity; None: there is none."""
+        return self._policy.bucket_ratio
+
     def place(
         self,
         engine: Engine,

@@ -9,6 +9,7 @@ come, first served.
 
 import asyncio
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable, Coroutine
@@ -103,6 +104,14 @@ class Predictor:
     def can_order(self) -> bool:
         """Whether requests are ordered, or will be by themselves."""
         return self.learner is not None or self.ranker.is_loaded
+
+    @property
+    def tau_b(self) -> float:
+        """Between what was predicted lately and what came; nan: not known."""
+        if self.learner is not None:
+            return self.learner.ranker.gauge.tau_b.value
+        estimate = None if self._judge is None else self._judge.drift.tau_b
+        return math.nan if estimate is None else estimate.value
 
     async def predict(self, asked: Asked, *, is_trusted: bool = False) -> Prediction:
         """

@@ -1,6 +1,7 @@
 """The gateway's own answers: pages, and errors in the shape of OpenAI's API."""
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 from pars.request.body import Send
@@ -20,9 +21,15 @@ async def send_json(send: Send, status: int, value: Any, *, close: bool = False)
 
 
 async def send_bytes(
-    send: Send, status: int, content_type: bytes, body: bytes, *, close: bool = False
+    send: Send,
+    status: int,
+    content_type: bytes,
+    body: bytes,
+    *,
+    close: bool = False,
+    more: Iterable[tuple[bytes, bytes]] = (),
 ) -> None:
-    headers = [(b"content-type", content_type), (b"content-length", b"%d" % len(body))]
+    headers = [(b"content-type", content_type), (b"content-length", b"%d" % len(body)), *more]
     if close:
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": headers})

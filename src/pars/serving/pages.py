@@ -1,0 +1,137 @@
+"""
+The gateway's own pages, all under /pars/.
+
+    /pars/          for people: is there a queue, what is gained, who waits, what is to be looked at
+    /pars/now       the same for programs, as JSON
+    /pars/health    for probes: ok, unscored (no ranker) or down
+    /pars/metrics   for Prometheus; in OpenMetrics, with request ids as exemplars, if asked for
+"""
+
+import asyncio
+import math
+import time
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+
+from pars.request.body import Scope, Send
+from pars.serving.answer import UpstreamError
+from pars.serving.known_engine import KnownEngine
+from pars.serving.middleware import PriorityMiddleware
+from pars.serving.replies import send_bytes, send_error, send_json
+from pars.serving.upstream import Upstream
+
+SERVER_NAME = "pars gateway"  # by which its health page is known
+PAGE_PATH, NOW_PATH = "/pars/", "/pars/now"
+HEALTH_PATH, METRICS_PATH = "/pars/health", "/pars/metrics"
+PATHS = frozenset((PAGE_PATH, NOW_PATH, HEALTH_PATH, METRICS_PATH))
+HEALTH_PATIENCE_S = 3.0  # less than those have who ask for the health page
+HEALTH_IS_FRESH_S = 1.0  # the health page is open to all, and asks the upstream no oftener
+# The page is one file and asks nobody but this server.
+PAGE_HEADERS = [
+    (
+        b"content-security-policy",
+        b"default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline';"
+        b" connect-src 'self'; img-src data:; form-action 'none'; frame-ancestors 'none';"
+        b" base-uri 'none'",
+    ),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"no-store"),
+]
+
+
+class Pages:
+    """One gateway's."""
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        middleware: PriorityMiddleware,
+        known: KnownEngine,
+        registry: CollectorRegistry,
+    ) -> None:
+        self._upstream = upstream
+        self._middleware = middleware
+        self._known = known
+        self._registry = registry
+        self._health: tuple[float, int, dict[str, Any]] = (-math.inf, 0, {})
+        self._health_lock = asyncio.Lock()
+
+    async def answer(self, scope: Scope, send: Send, *, shows_key: bool) -> None:
+        """
+        Answer one of PATHS.
+
+        Args:
+            shows_key: Whether the request shows an API key, or needs none. Where things are, and
+                how much passes, is nobody else's business.
+        """
+        path = scope["path"]
+        if path == PAGE_PATH:
+            await send_bytes(send, 200, b"text/html; charset=utf-8", _page(), more=PAGE_HEADERS)
+        elif path == METRICS_PATH:
+            accepted = dict(scope["headers"]).get(b"accept", b"").decode("latin-1")
+            encode, kind = choose_encoder(accepted)
+            await send_bytes(send, 200, kind.encode(), encode(self._registry))
+        elif path == HEALTH_PATH:
+            status, report = await self._health_report()
+            if not shows_key:
+                report = {name: report[name] for name in ("server", "status")}
+            await send_json(send, status, report)
+        elif shows_key:
+            _, report = await self._health_report()
+            await send_json(send, 200, report | self._now())
+        else:
+            await send_error(send, 401, "invalid_api_key", "the API key is missing or wrong")
+
+    def _now(self) -> dict[str, Any]:
+        middleware = self._middleware
+        return {
+            "policy": middleware.settings.policy_in_words,
+            "express_bucket_ratio": middleware.placing.bucket_ratio,
+            "worth": middleware.worth.as_json(),
+        }
+
+    async def _health_report(self) -> tuple[int, dict[str, Any]]:
+        async with self._health_lock:
+            if time.monotonic() - self._health[0] > HEALTH_IS_FRESH_S:
+                status, report = await self._look()
+                self._health = (time.monotonic(), status, report)
+        return self._health[1:]
+
+    async def _look(self) -> tuple[int, dict[str, Any]]:
+        answer: int | None = None
+        problem: str | None = None
+        try:
+            answer, _ = await self._upstream.get(b"/health", timeout_s=HEALTH_PATIENCE_S)
+        except UpstreamError as error:
+            problem = str(error)
+        is_up = answer is not None and answer < 500
+        predictor = self._middleware.predictor
+        ranker, learner = predictor.ranker, predictor.learner
+        report: dict[str, Any] = {
+            "server": SERVER_NAME,
+            "status": "down" if not is_up else "ok" if predictor.can_order else "unscored",
+            "upstream": {"url": self._upstream.url, "reachable": is_up, "health_status": answer},
+            "ranker": {
+                "loaded": ranker.is_loaded,
+                "folder": str(ranker.folder),
+                "model": ranker.model_name,
+                "fingerprint": ranker.fingerprint,
+            },
+            "learning": None if learner is None else learner.as_json(),
+            "engine": self._known.state,
+            "schedules_by_priority": self._middleware.order.obeys,
+            "warnings": self._known.warnings,
+        }
+        if problem:
+            report["upstream"]["problem"] = problem
+        return 200 if is_up else 503, report
+
+
+@cache
+def _page() -> bytes:
+    return files("pars.serving").joinpath("page/index.html").read_bytes()

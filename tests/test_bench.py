@@ -18,6 +18,7 @@ from pars.errors import ParsError
 from pars.prove.live.bench import run_bench
 from pars.prove.live.bench_plan import BenchOptions, scores_for
 from pars.prove.report.times import read_result
+from pars.prove.workload.scores import RankerSource
 from pars.prove.workload.workload import WorkloadRequest, read_workload, write_workload
 from pars.ranking.ranker import bundled_ranker
 
@@ -331,11 +332,11 @@ def test_a_ranker_beside_a_gateway_sees_what_that_sees(tmp_path):
                 url="http://127.0.0.1:1",
                 workload=path,
                 policies=policies,
-                rankers={"noted": folder},
+                sources={"ranker:noted": RankerSource(folder)},
                 output_dir=tmp_path / "out",
             ),
             read_workload(path),
-        )["noted"].values
+        )["ranker:noted"].values
         for policies in (("fcfs", "ranker:noted"), ("ranker:noted", "gateway"))
     }
 
@@ -361,8 +362,8 @@ def test_the_ranker_is_asked_before_the_run_and_its_cost_is_told(tmp_path):
 def test_several_rankers_run_side_by_side(tmp_path):
     """Each under its own name, and its cost too; a name without a folder is an error."""
     with serve_in_thread(Server()) as url:
-        named = {"own": bundled_ranker()}
-        result = bench(tmp_path, url, ["a", "b"], "ranker", "ranker:own@30", rankers=named)
+        named = {"ranker:own": RankerSource(bundled_ranker())}
+        result = bench(tmp_path, url, ["a", "b"], "ranker", "ranker:own@30", sources=named)
 
         with pytest.raises(ParsError, match="policy ranker:other: give its folder: --ranker other"):
             bench(tmp_path / "other", url, ["a"], "ranker:other")

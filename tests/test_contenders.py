@@ -117,10 +117,10 @@ def test_a_policy_that_is_none_is_named(text, problem):
 
 
 def test_what_a_policy_needs_and_does_not_find_is_said():
-    """Prompts for the ranker, limits for max-tokens."""
+    """Scores for the ranker, limits for max-tokens."""
     nameless = [replace(SHORT, prompt=None, max_tokens=None)]
 
-    with pytest.raises(ParsError, match="request 0 has no prompt to score"):
-        keys_of(Contender.parse("ranker"), nameless, [0.0])
+    with pytest.raises(ParsError, match="policy ranker: there are no scores"):
+        keys_of(Contender.parse("ranker"), nameless)
     with pytest.raises(ParsError, match="no request of the workload has max_tokens"):
         keys_of(Contender.parse("max-tokens"), nameless)

@@ -26,6 +26,7 @@ from pars.prove.report.sweep import SweepPlan, capacity_rps, run_sweep
 from pars.prove.report.times import read_result
 from pars.prove.workload.contenders import Contender
 from pars.prove.workload.line import keys_of
+from pars.prove.workload.scores import RankerSource
 from pars.prove.workload.workload import WorkloadRequest, write_workload
 from pars.ranking.ranker import bundled_ranker
 
@@ -280,9 +281,10 @@ def stories(tmp_path):
 
 def simulated_by(load, out, rankers, policies):
     """The result's end times by policy."""
+    sources = {name: RankerSource(folder) for name, folder in rankers.items()}
     preset = replace(EnginePreset.named("h100-8b"), limits=SMALL)
     run_sweep(
-        SweepPlan(workload=load, policies=policies, output_dir=out, rankers=rankers, preset=preset)
+        SweepPlan(workload=load, policies=policies, output_dir=out, sources=sources, preset=preset)
     )
     result = read_result(out)
     ends = {policy: {} for policy in policies}
@@ -293,24 +295,25 @@ def simulated_by(load, out, rankers, policies):
 
 def test_two_rankers_under_two_names_are_two_rankers(stories, tmp_path):
     """Each orders the requests by itself, as alone; the result names both folders."""
-    folders = {"mine": tmp_path / "mine", "theirs": tmp_path / "theirs"}
+    folders = {f"ranker:{name}": tmp_path / name for name in ("mine", "theirs")}
     policies = ("ranker:mine", "ranker:theirs")
 
     ends, named = simulated_by(stories, tmp_path / "both", folders, policies)
-    alone, _ = simulated_by(stories, tmp_path / "one", {"": folders["theirs"]}, ("ranker",))
+    alone, _ = simulated_by(stories, tmp_path / "one", {"ranker": tmp_path / "theirs"}, ("ranker",))
 
     assert ends["ranker:mine"] != ends["ranker:theirs"] == alone["ranker"]
-    assert named == {f"ranker:{name}": str(folder) for name, folder in folders.items()}
+    assert named == {name: str(folder) for name, folder in folders.items()}
 
 
 def test_a_result_goes_on_with_another_ranker_under_another_name(stories, tmp_path):
     """The second adds its policy; another folder under the first's name is refused."""
     out, mine, theirs = tmp_path / "out", tmp_path / "mine", tmp_path / "theirs"
-    simulated_by(stories, out, {"a": mine}, ("ranker:a",))
+    simulated_by(stories, out, {"ranker:a": mine}, ("ranker:a",))
 
-    _, named = simulated_by(stories, out, {"a": mine, "b": theirs}, ("ranker:a", "ranker:b"))
+    both = {"ranker:a": mine, "ranker:b": theirs}
+    _, named = simulated_by(stories, out, both, tuple(both))
     with pytest.raises(ParsError, match="in which ranker:a is"):
-        simulated_by(stories, out, {"a": theirs}, ("ranker:a",))
+        simulated_by(stories, out, {"ranker:a": theirs}, ("ranker:a",))
 
     assert read_result(out).policies() == ["ranker:a", "ranker:b"]
     assert named == {"ranker:a": str(mine), "ranker:b": str(theirs)}
@@ -321,7 +324,7 @@ def test_a_result_goes_on_with_another_ranker_under_another_name(stories, tmp_pa
     [
         (["box"], "policy ranker:mine: give its folder: --ranker mine=DIR"),
         (["mine=box", "yours=box"], "--ranker yours=box: no policy is ranker:yours"),
-        (["mine=box", "mine=other"], "two folders for one name"),
+        (["mine=box", "mine=other"], "two for one name"),
     ],
 )
 def test_a_ranker_without_a_folder_or_a_policy_is_named(stories, tmp_path, rankers, problem):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pars.cli.serve import run_app
-from pars.cli.simulate import named_folders, ranker_option
+from pars.cli.simulate import source_options, sources_of
 from pars.errors import INTERRUPTED, ParsError
 from pars.scheduling.engines import ENGINES
 
@@ -60,7 +60,7 @@ class NumberList(click.ParamType):  # type: ignore[type-arg]  # generic in newer
     default="",
     help="Scale the arrivals to these requests per second, one after the other: 2,4,8.",
 )
-@ranker_option
+@source_options
 @click.option(
     "--own-eos",
     is_flag=True,
@@ -154,7 +154,7 @@ def _bench_options(url: str, asked: dict[str, Any]) -> "BenchOptions":
     return BenchOptions(
         url=url,
         policies=policies,
-        rankers=named_folders(asked.pop("rankers")),
+        sources=sources_of(asked.pop("rankers"), asked.pop("scores")),
         api_key=os.environ.get(asked.pop("api_key_env")) or None,
         secret=secret,
         extra_body=_json_object("--extra-body", asked.pop("extra_body")),

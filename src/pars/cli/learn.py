@@ -193,7 +193,11 @@ def export(
 
 
 @click.command()
-@click.option("--ranker", type=FOLDER, help="A ranker folder.  [default: the bundled one]")
+@click.option(
+    "--ranker",
+    metavar="RANKER",
+    help="A ranker folder, or module:object with score(list[str]).  [default: the bundled one]",
+)
 @click.option("--data", type=FILE, help="val_data.json, or prompts with lengths.")
 @click.option(
     "--online",
@@ -207,7 +211,7 @@ def export(
 @click.option("--resamples", type=int, default=1000, show_default=True, help="For the intervals.")
 @click.option("--output-dir", type=FOLDER, help="Also write evaluation.json and evaluation.png.")
 def evaluate(
-    ranker: Path | None,
+    ranker: str | None,
     data: Path | None,
     online: Path | None,
     as_json: bool,

@@ -28,9 +28,10 @@ at_least_one = click.IntRange(min=1)
 @click.command()
 @click.option(
     "--ranker",
-    metavar="DIR",
-    help="Ranker folder (`pars train` and `pars export` make one), or a PARS checkpoint .pt with"
-    " the PREDICTOR_* variables.  [default: PREDICTOR_MODEL_PATH, else the ranker in the package]",
+    metavar="RANKER",
+    help="Ranker folder (`pars train` and `pars export` make one), module:object with"
+    " score(list[str]), or a PARS checkpoint .pt with the PREDICTOR_* variables."
+    "  [default: PREDICTOR_MODEL_PATH, else the bundled ranker]",
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(

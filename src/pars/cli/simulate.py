@@ -1,6 +1,7 @@
 """Commands of the prove lane that need no engine: workload, simulate."""
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -16,9 +17,11 @@ from pars.errors import INTERRUPTED, ParsError
 
 if TYPE_CHECKING:
     from pars.prove.engine.step_time import EnginePreset
+    from pars.prove.workload.scores import Source
 
 PATH = click.Path(path_type=Path)
 at_least_one = click.IntRange(min=1)
+SCORES_NAME = re.compile(r"[A-Za-z_][\w.-]*")
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 _RECORD_OPTIONS = (
@@ -63,25 +66,60 @@ def comma_list(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-ranker_option = click.option(
-    "--ranker",
-    "rankers",
-    multiple=True,
-    metavar="[NAME=]DIR",
-    help="Folder of the policy ranker, or of ranker:NAME; repeats.  [default: the bundled one]",
+_SOURCE_OPTIONS = (
+    click.option(
+        "--ranker",
+        "rankers",
+        multiple=True,
+        metavar="[NAME=]RANKER",
+        help="Folder, or module:object with score(list[str]), of the policy ranker, or of"
+        " ranker:NAME; repeats.  [default: the bundled one]",
+    ),
+    click.option(
+        "--scores",
+        multiple=True,
+        metavar="NAME=FILE",
+        help="Scores of any other system, for a policy NAME: JSON lines or CSV with request_id or"
+        " prompt, and score or expected_tokens; repeats.",
+    ),
 )
 
 
-def named_folders(given: Sequence[str]) -> dict[str, Path]:
-    """DIR under "", NAME=DIR under NAME; a folder whose own name has a = is one if it is there."""
-    folders = {}
-    for text in given:
-        name, equals, folder = text.partition("=")
+def source_options(command: _F) -> _F:
+    """The options that say by whose scores policies order."""
+    for add in reversed(_SOURCE_OPTIONS):
+        command = add(command)
+    return command
+
+
+def sources_of(rankers: Sequence[str], scores: Sequence[str]) -> "dict[str, Source]":
+    """
+    What the options name, by what a policy orders by: "ranker", "ranker:NAME", or NAME.
+
+    A folder whose own name has a = in it is one if it is there.
+    """
+    from pars.prove.workload.contenders import NAMES
+    from pars.prove.workload.scores import FileSource, RankerSource
+
+    sources: dict[str, Source] = {}
+    for text in rankers:
+        name, equals, ranker = text.partition("=")
         is_named = equals and not Path(text).exists()
-        folders[name if is_named else ""] = Path(folder if is_named else text)
-    if len(folders) < len(given):
-        raise ParsError("--ranker: two folders for one name; name them apart: --ranker NAME=DIR")
-    return folders
+        known, ranker = (f"ranker:{name}", ranker) if is_named else ("ranker", text)
+        if known in sources:
+            raise ParsError("--ranker: two for one name; name them apart: --ranker NAME=RANKER")
+        sources[known] = RankerSource(ranker)
+    for text in scores:
+        name, equals, path = text.partition("=")
+        if not (equals and path) or not SCORES_NAME.fullmatch(name) or name in (*NAMES, "gateway"):
+            raise ParsError(
+                f"--scores {text}: want NAME=FILE, with a name of letters, digits, _, - and . that"
+                f" is none of {', '.join(NAMES)}"
+            )
+        if name in sources:
+            raise ParsError(f"--scores {text}: two files for one name")
+        sources[name] = FileSource(Path(path))
+    return sources
 
 
 @click.command()
@@ -163,7 +201,7 @@ def _described(facts: dict[str, Any]) -> str:
 @click.option("--max-num-batched-tokens", type=at_least_one, help="As vLLM's.")
 @click.option("--num-blocks", type=at_least_one, help="KV-cache blocks, as vLLM's.")
 @click.option("--block-size", type=at_least_one, help="Tokens of a block, as vLLM's.")
-@ranker_option
+@source_options
 @click.option("--goodput", default="", metavar="LIMITS", help="As for `pars bench`.")
 @click.option("--num-processes", type=at_least_one, help="[default: one a core]")
 @click.option(
@@ -214,7 +252,7 @@ def _simulate(asked: dict[str, Any]) -> bool:
         rates=rates or ("",),
         preset=preset,
         stepper=asked["stepper"],
-        rankers=named_folders(asked["rankers"]),
+        sources=sources_of(asked["rankers"], asked["scores"]),
         num_processes=asked["num_processes"],
         command=shlex.join(["pars", *sys.argv[1:]]),
     )

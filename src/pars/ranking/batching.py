@@ -25,10 +25,9 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
-import numpy as np
-
 from pars.errors import ParsError, RankerError
 from pars.ranking.ranker import Scorer
+from pars.ranking.scorers import scored
 
 T = TypeVar("T")  # what scoring gives for a prompt
 
@@ -68,11 +67,10 @@ def finite_scores(scorer: Scorer) -> Callable[[Sequence[str]], list[float]]:
     Raises:
         RankerError: raised by what is returned, when the scorer gave anything else.
     """
+    name = str(getattr(scorer, "folder", None) or type(scorer).__name__)
 
     def score(prompts: Sequence[str]) -> list[float]:
-        scores: list[float] = np.asarray(scorer.score(prompts), np.float64).tolist()
-        if len(scores) != len(prompts) or not all(map(math.isfinite, scores)):
-            raise RankerError("the ranker did not give one finite score a prompt")
+        scores: list[float] = scored(scorer, prompts, name, only_scores=True).tolist()
         return scores
 
     return score

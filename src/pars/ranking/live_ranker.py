@@ -13,27 +13,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b, file_digest
 from pathlib import Path
-from typing import Any, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
 
 from pars.errors import RankerError, one_line
-from pars.ranking.ranker import Ranker
+from pars.ranking.ranker import Scorer
+from pars.ranking.scorers import Scale, is_object_name, load_scorer, scored
 from pars.scheduling.demand import Calibration
 
 log = logging.getLogger("vllm.pars" if "vllm" in sys.modules else "pars")  # vLLM shows its own
 
 Signature = tuple[tuple[str, int, int], ...]
-
-
-class LoadedRanker(Protocol):
-    """What `Ranker.load` gives, as far as it is used here."""
-
-    @property
-    def info(self) -> Any: ...
-
-    def score(self, prompts: Sequence[str], /) -> NDArray[np.float32]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +42,8 @@ class Expectation:
 
 @dataclass(frozen=True, slots=True)
 class _Snapshot:
-    ranker: LoadedRanker | None
-    calibration: Calibration
+    ranker: Scorer | None
+    scale: Scale
     fingerprint: str
 
 
@@ -65,13 +53,16 @@ class LiveRanker:
 
     Thread-safe. A folder that is missing or damaged leaves the ranker before it in place; with none
     before it, `expect` raises and the calibration is the assumed one.
+
+    Args:
+        folder: Or the name of an object, module:object, which is loaded once.
     """
 
-    def __init__(self, folder: Path, *, load: Callable[[Path], LoadedRanker] = Ranker.load) -> None:
+    def __init__(self, folder: Path, *, load: Callable[[Path], Scorer] = load_scorer) -> None:
         self.folder = folder
         self._load = load
         self._signature: Signature | None = None
-        self._snapshot = _Snapshot(None, Calibration(), "")
+        self._snapshot = _Snapshot(None, Scale(None), "")
         self.num_batches = 0  # scored so far; shows that the scorer is alive
 
     @property
@@ -82,12 +73,14 @@ class LiveRanker:
     @property
     def model_name(self) -> str:
         """What the ranker in use says it is; empty without one."""
-        return str(getattr(getattr(self._snapshot.ranker, "info", None), "model_name", ""))
+        ranker = self._snapshot.ranker
+        own = "" if ranker is None else type(ranker).__name__
+        return str(getattr(getattr(ranker, "info", None), "model_name", own))
 
     @property
     def calibration(self) -> Calibration:
         """The calibration of the ranker in use."""
-        return self._snapshot.calibration
+        return self._snapshot.scale.calibration
 
     @property
     def fingerprint(self) -> str:
@@ -104,14 +97,11 @@ class LiveRanker:
         snapshot = self._snapshot
         if snapshot.ranker is None:
             raise RankerError(f"{self.folder}: no ranker is loaded")
-        scores = np.asarray(snapshot.ranker.score(prompts))
-        if scores.shape != (len(prompts),) or not np.isfinite(scores).all():
-            raise RankerError(f"{self.folder}: the ranker did not give one finite score a prompt")
+        scores = scored(snapshot.ranker, prompts, str(self.folder)).tolist()
         self.num_batches += 1
-        tokens_at = snapshot.calibration.expected_tokens
-        return [
-            Expectation(score, tokens_at(score), snapshot.fingerprint) for score in scores.tolist()
-        ]
+        snapshot.scale.see(scores)
+        tokens_at = snapshot.scale.calibration.expected_tokens
+        return [Expectation(score, tokens_at(score), snapshot.fingerprint) for score in scores]
 
     def refresh(self) -> bool:
         """
@@ -120,6 +110,8 @@ class LiveRanker:
         Raises:
             RankerError: it changed and cannot be loaded; not tried again until it changes again.
         """
+        if is_object_name(str(self.folder)):
+            return self._load_object()
         # Where it is a link (`pars learn` makes it one), that may move on meanwhile: it is followed
         # once, so that all is read from one ranker.
         folder = Path(os.path.realpath(self.folder))
@@ -128,8 +120,16 @@ class LiveRanker:
             return False
         self._signature = signature
         ranker = self._load(folder)
-        calibration = Calibration.of(ranker.info)
-        self._snapshot = _Snapshot(ranker, calibration, fingerprint_of(folder))
+        self._snapshot = _Snapshot(ranker, Scale(ranker), fingerprint_of(folder))
+        return True
+
+    def _load_object(self) -> bool:
+        if self._signature is not None:
+            return False
+        self._signature = ()
+        ranker = self._load(self.folder)
+        name = blake2b(str(self.folder).encode(), digest_size=6).hexdigest()
+        self._snapshot = _Snapshot(ranker, Scale(ranker), name)
         return True
 
 

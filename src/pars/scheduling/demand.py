@@ -7,7 +7,7 @@ What a request is expected to take, in answer tokens: from a ranker's score to c
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -71,6 +71,18 @@ class Calibration:
         points = sorted(zip(scores, tokens, strict=True))
         return cls(tuple(s for s, _ in points), _rising([max(0.0, t) for _, t in points]))
 
+    @classmethod
+    def of_scores(cls, scores: Iterable[float]) -> "Calibration":
+        """Of scores in a scale of their own: spread by their rank over an assumed range."""
+        quantiles = _quantiles(scores)
+        return cls(quantiles, _assumed(len(quantiles))) if quantiles else cls()
+
+    @classmethod
+    def of_tokens(cls, tokens: Iterable[float]) -> "Calibration":
+        """Of numbers that are expected tokens already: each stands for itself."""
+        quantiles = _quantiles(max(0.0, it) for it in tokens)
+        return cls(quantiles, quantiles) if quantiles else cls()
+
     def expected_tokens(self, score: float) -> float:
         """Expected answer tokens at a finite `score`; beyond the known range, those at its end."""
         if not self.scores:
@@ -126,6 +138,19 @@ def demand_of(
         answers += num_answers * answer
         work += num_answers * answer + PROMPT_TOKEN_WORK * prompt.num_tokens
     return Demand(math.sqrt(answers * work), work)
+
+
+def _quantiles(values: Iterable[float]) -> tuple[float, ...]:
+    """At 0, 0.01, … 1; none of fewer than two values."""
+    known = sorted(values)
+    if len(known) < 2:
+        return ()
+    found = []
+    for percent in range(101):
+        position = percent / 100 * (len(known) - 1)
+        low = min(int(position), len(known) - 2)
+        found.append(known[low] + (position - low) * (known[low + 1] - known[low]))
+    return tuple(found)
 
 
 def _logistic(score: float) -> float:

@@ -27,6 +27,7 @@ from pars import __version__
 from pars.errors import MissingExtra, RankerError
 from pars.ranking.batching import Batcher, finite_scores
 from pars.ranking.ranker import Ranker, Scorer, bundled_ranker
+from pars.ranking.scorers import is_object_name, load_scorer
 from pars.score_service.api import OPERATIONS, Problem
 from pars.score_service.endpoint import Limits, ScoreEndpoint
 from pars.score_service.metrics import ScoreMetrics
@@ -87,7 +88,7 @@ def scorer_from(environment: Mapping[str, str], *, num_threads: int | None = Non
     """
     The scorer that PARS's own variables name; without any, the ranker that comes with pars.
 
-    PREDICTOR_MODEL_PATH is a ranker folder, or a PARS checkpoint (.pt), for which
+    PREDICTOR_MODEL_PATH is a ranker folder, module:object, or a PARS checkpoint (.pt), for which
     PREDICTOR_MODEL_NAME (bert-base-uncased), PREDICTOR_MAX_LENGTH (128) and PREDICTOR_DEVICE (cpu)
     count too. A ranker folder carries its own: a length or device that disagrees is an error.
 
@@ -96,6 +97,8 @@ def scorer_from(environment: Mapping[str, str], *, num_threads: int | None = Non
         MissingExtra: a checkpoint, and torch is not installed.
     """
     path = Path(environment.get("PREDICTOR_MODEL_PATH") or bundled_ranker())
+    if is_object_name(str(path)):
+        return load_scorer(path)
     device = environment.get("PREDICTOR_DEVICE") or "cpu"
     given_length = environment.get("PREDICTOR_MAX_LENGTH")
     if given_length and not (given_length.isdecimal() and int(given_length) > 0):

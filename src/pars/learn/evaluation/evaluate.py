@@ -29,7 +29,8 @@ from pars.learn.training.calibration import (
 from pars.ranking.evaluation import Order
 from pars.ranking.evaluation import evaluate as order_of
 from pars.ranking.intervals import Estimate
-from pars.ranking.ranker import Ranker
+from pars.ranking.ranker_info import RankerInfo
+from pars.ranking.scorers import load_scorer, scored_offline
 from pars.request.conversation import message_of, split_note
 
 FloatArray = NDArray[np.float64]
@@ -73,7 +74,7 @@ class Evaluation:
 
 
 def evaluate(
-    ranker_folder: Path,
+    ranker: Path | str,
     data: Path,
     *,
     train_data: Path | None = None,
@@ -87,6 +88,7 @@ def evaluate(
 
     Args:
         data: val_data.json, or records with prompts and answers or lengths.
+        ranker: A folder, or module:object.
         train_data: what the TF-IDF baseline is fitted on; without it, on the other folds of `data`.
         where: (field, value) conditions on the rows of `data`.
 
@@ -94,7 +96,7 @@ def evaluate(
         RankerError: the ranker cannot be loaded.
         DataError: a file is not what it must be, or all lengths are equal.
     """
-    ranker = Ranker.load(ranker_folder, num_threads=num_threads)
+    scorer = load_scorer(ranker, num_threads=num_threads)
     rows = read_data(data, where=where)
     lengths = np.array([row.answer_length for row in rows])
     if lengths.min() == lengths.max():
@@ -103,7 +105,7 @@ def evaluate(
         )
     train_rows = read_data(train_data) if train_data else None
     started = time.perf_counter()
-    scores = ranker.score([row.prompt for row in rows]).astype(np.float64)
+    scores = scored_offline(scorer, [row.prompt for row in rows], str(ranker), only_scores=True)
     seconds = time.perf_counter() - started
     whole_lengths = lengths_if_whole(scores, lengths, [row.is_censored for row in rows])
     predictors = {
@@ -122,10 +124,11 @@ def evaluate(
             for name, predicted in predictors.items()
         }
 
+    info = getattr(scorer, "info", None)
     overall = orders(np.arange(len(rows)))
     return Evaluation(
         data=str(data),
-        ranker=str(ranker_folder),
+        ranker=str(ranker),
         num_rows=len(rows),
         num_prompts=len({row.message for row in rows}),
         num_seen_prompts=_num_seen(rows, train_rows),
@@ -137,8 +140,10 @@ def evaluate(
         overall=overall,
         by_category={name: orders(members) for name, members in _categories(rows).items()},
         deciles=list(overall["ranker"].deciles),
-        calibration=check_calibration(
-            ranker.info, scores, whole_lengths * TOKENS_PER_UNIT.get(length_unit_of(data), 1.0)
+        calibration=None
+        if not isinstance(info, RankerInfo)
+        else check_calibration(
+            info, scores, whole_lengths * TOKENS_PER_UNIT.get(length_unit_of(data), 1.0)
         ),
         ceiling=ceiling_of_rows(rows, num_resamples),
     )

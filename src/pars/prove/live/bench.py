@@ -22,13 +22,13 @@ from functools import partial
 from typing import Any
 
 from pars import __version__
-from pars.prove.live.bench_plan import BenchOptions, Scores, Turn, scores_for, turns
+from pars.prove.live.bench_plan import BenchOptions, Turn, scores_for, turns
 from pars.prove.live.bench_target import Target, prepared, request_of, with_priority
 from pars.prove.live.live import Answer, Client, Headers
 from pars.prove.live.watch import EngineWatch, stalls_s
 from pars.prove.report.progress import Progress
 from pars.prove.report.times import RequestTimes, ResultWriter, Run
-from pars.prove.workload.contenders import ranker_policy
+from pars.prove.workload.scores import Scores
 from pars.prove.workload.workload import Workload, WorkloadRequest, read_workload
 
 
@@ -221,7 +221,7 @@ def _header(
         "policies": list(options.policies),
         "repeats": options.repeats,
         "rates": list(options.rates),
-        "rankers": {ranker_policy(name): it.facts for name, it in scores.items()},
+        "rankers": {known: dict(it.facts) for known, it in scores.items()},
         "extra_body": dict(options.extra_body),
         "num_requests": len(workload.requests),
         "workload": dict(workload.header),

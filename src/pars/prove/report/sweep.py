@@ -13,7 +13,6 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +26,13 @@ from pars.prove.engine.simulate import simulate
 from pars.prove.engine.step_time import EnginePreset
 from pars.prove.report.points import Point, simulated
 from pars.prove.report.times import REQUESTS_FILE, ResultWriter, read_result
-from pars.prove.workload.contenders import Contender, ranker_policy
+from pars.prove.workload.contenders import Contender
+from pars.prove.workload.scores import Source, check_sources, sources_used
 from pars.prove.workload.workload import Header, WorkloadRequest, open_workload
 from pars.scheduling.demand import Calibration
 
 STEPPERS = ("fast", "vllm")
 PARTS_FOLDER, SCORES_FILE = ".parts", ".scores"
-PROMPTS_A_CALL = 256
 LOADS = (0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2)  # of what the engine can do
 SAME = ("workload", "engine", "step_time", "limits", "stepper")  # or it is another result
 
@@ -49,8 +48,8 @@ class SweepPlan:
         rates: "20" is requests a second on average, "0.5x" half of the workload's own, and "" the
             arrivals as they are.
         stepper: "fast", or "vllm" for the installed vLLM's own scheduler.
-        rankers: Ranker folders by the name that a policy calls them (`ranker:NAME`); "" is that of
-            `ranker`, by default the bundled one.
+        sources: Where scores come from, by what a policy orders by: "ranker", which is the bundled
+            one by default, "ranker:NAME", or a name of its own.
         num_processes: None takes one a core.
     """
 
@@ -60,7 +59,7 @@ class SweepPlan:
     rates: tuple[str, ...] = ("",)
     preset: EnginePreset = field(default_factory=lambda: EnginePreset.named("h100-8b"))
     stepper: str = "fast"
-    rankers: Mapping[str, Path] = field(default_factory=dict)
+    sources: Mapping[str, Source] = field(default_factory=dict)
     num_processes: int | None = None
     command: str = ""
 
@@ -70,11 +69,7 @@ class SweepPlan:
         if self.stepper not in STEPPERS:
             raise ParsError(f"--stepper must be one of {', '.join(STEPPERS)}")
         policies = self.contenders
-        which = {policy.which for policy in policies}
-        for name in sorted(which - self.rankers.keys() - {""}):
-            raise ParsError(f"policy ranker:{name}: give its folder: --ranker {name}=DIR")
-        for name in sorted(self.rankers.keys() - which - {""}):
-            raise ParsError(f"--ranker {name}={self.rankers[name]}: no policy is ranker:{name}")
+        check_sources(policies, self.sources)
         spelled = list(map(str, policies))
         for name, values in (("--policies", spelled), ("--rates", list(self.rates))):
             twice = {value for value in values if values.count(value) > 1}
@@ -84,19 +79,16 @@ class SweepPlan:
     @property
     def contenders(self) -> list[Contender]:
         """The policies, parsed."""
-        return [Contender.parse(policy) for policy in self.policies]
+        return [Contender.parse(policy, self.sources) for policy in self.policies]
 
     @property
-    def folders(self) -> dict[str, Path]:
-        """The folder of each ranker that a policy names, by that name."""
-        from pars.ranking.ranker import bundled_ranker
+    def used(self) -> dict[str, Source]:
+        """Of the sources those that a policy orders by, in the order of the policies."""
+        return sources_used(self.contenders, self.sources)
 
-        names = dict.fromkeys(it.which for it in self.contenders if it.needs_scores)
-        return {name: self.rankers.get(name) or bundled_ranker() for name in names}
-
-    def scores_file(self, which: str) -> Path:
-        """Where that ranker's scores stand while its points are simulated."""
-        return self.output_dir / f"{SCORES_FILE}.{list(self.folders).index(which)}.npy"
+    def scores_file(self, known: str) -> Path:
+        """Where these scores stand while their points are simulated."""
+        return self.output_dir / f"{SCORES_FILE}.{list(self.used).index(known)}.npy"
 
 
 def run_sweep(plan: SweepPlan, progress: Callable[[str, int], Progress] | None = None) -> bool:
@@ -124,35 +116,40 @@ def run_sweep(plan: SweepPlan, progress: Callable[[str, int], Progress] | None =
     points = [it for it in _points(plan, own_rate, parts) if it.key not in there]
     if not points:
         return True
-    ranking = [point.contender.which for point in points if point.contender.needs_scores]
     calibrations = {}
-    for which in dict.fromkeys(ranking):
-        scored = begin(f"scoring prompts{which and ' by ' + which}", num_requests)
-        calibrations[which] = _score(plan, which, num_requests, scored)
+    for known in dict.fromkeys(it.contender.known for it in points if it.contender.needs_scores):
+        calibrations[known] = _score(plan, known, begin(f"scores of {known}", num_requests))
     points = [
-        replace(point, calibration=calibrations.get(point.contender.which)) for point in points
+        replace(point, calibration=calibrations.get(point.contender.known)) for point in points
     ]
     done = begin("simulating", len(points))
-    writer = ResultWriter(plan.output_dir, facts, kept=kept)
-    with writer:
-        is_whole = False
-        try:
-            for point in simulated(points, plan.num_processes):
-                part = read_result(point.folder)
-                writer.add(*part.requests)
-                writer.add_run(part.runs[0])
-                shutil.rmtree(point.folder)
-                done(1)
-            is_whole = True
-        except KeyboardInterrupt:
-            return False
-        finally:
-            writer.end(interrupted=not is_whole)
-            shutil.rmtree(parts, ignore_errors=True)
-            if is_whole:
-                for which in plan.folders:
-                    plan.scores_file(which).unlink(missing_ok=True)
+    try:
+        with ResultWriter(plan.output_dir, facts, kept=kept) as writer:
+            _simulate(points, plan.num_processes, writer, done)
+    except KeyboardInterrupt:
+        return False
+    finally:
+        shutil.rmtree(parts, ignore_errors=True)
+    for known in plan.used:
+        plan.scores_file(known).unlink(missing_ok=True)
     return True
+
+
+def _simulate(
+    points: list[Point], num_processes: int | None, writer: ResultWriter, done: Progress
+) -> None:
+    """The points into the result, each as it is done."""
+    is_whole = False
+    try:
+        for point in simulated(points, num_processes):
+            part = read_result(point.folder)
+            writer.add(*part.requests)
+            writer.add_run(part.runs[0])
+            shutil.rmtree(point.folder)
+            done(1)
+        is_whole = True
+    finally:
+        writer.end(interrupted=not is_whole)
 
 
 def _points(plan: SweepPlan, own_rate: float | None, parts: Path) -> list[Point]:
@@ -168,7 +165,7 @@ def _points(plan: SweepPlan, own_rate: float | None, parts: Path) -> list[Point]
                     squeeze=squeeze,
                     preset=plan.preset,
                     stepper=plan.stepper,
-                    scores=plan.scores_file(contender.which) if contender.needs_scores else None,
+                    scores=plan.scores_file(contender.known) if contender.needs_scores else None,
                     calibration=None,
                     folder=parts / str(len(points)),
                 )
@@ -227,7 +224,7 @@ def _facts(plan: SweepPlan, header: Header, num_requests: int) -> dict[str, Any]
         "num_requests": num_requests,
         "workload": header,
     }
-    facts["rankers"] = {ranker_policy(name): str(folder) for name, folder in plan.folders.items()}
+    facts["rankers"] = {known: str(source) for known, source in plan.used.items()}
     return facts
 
 
@@ -253,28 +250,13 @@ def _check_same(folder: Path, old: Any, new: dict[str, Any]) -> None:
         raise ParsError(f"{folder} holds no simulated result: choose another --output-dir")
 
 
-def _score(plan: SweepPlan, which: str, num_requests: int, done: Progress) -> Calibration:
-    """One ranker's scores of all prompts into a file, once for all its points."""
-    from pars.ranking.ranker import Ranker
-
-    ranker = Ranker.load(plan.folders[which], num_threads=None)
-    path = plan.scores_file(which)
-    scores = np.empty(num_requests, dtype=np.float32)
+def _score(plan: SweepPlan, known: str, done: Progress) -> Calibration:
+    """One source's scores of all requests into a file, once for all its points."""
     _, requests = open_workload(plan.workload)
-    start = 0
-    while some := list(islice(requests, PROMPTS_A_CALL)):
-        prompts = [request.prompt for request in some if request.prompt is not None]
-        if len(prompts) < len(some):
-            raise ParsError(
-                f"{plan.workload}: requests without prompts cannot be ranked: policy ranker needs"
-                " a workload made from --records"
-            )
-        scores[start : start + len(some)] = ranker.score(prompts)
-        start += len(some)
-        done(len(some))
-    with written_whole(path) as file:
-        np.save(file, scores)
-    return Calibration.of(ranker.info)
+    scores = plan.used[known].scores(requests, done=done)
+    with written_whole(plan.scores_file(known)) as file:
+        np.save(file, scores.values)
+    return scores.calibration
 
 
 def loads_around(requests: Sequence[WorkloadRequest], preset: EnginePreset) -> tuple[str, ...]:

@@ -5,14 +5,15 @@ Contenders: who goes first, as `--policies` spells it: what is known of a reques
     Contender.parse("ranker:mine@1.5x").policy          # MaxSlowdown(1.5), the gateway's default
     contender.fitted(requests)                          # what it knows of each: `line` gives keys
 
-Of several rankers each has a name: `ranker:NAME`. `NAME` alone orders by cost whatever the age,
-`NAME@SECONDS` and `NAME@RATIOx` have a bound. The policies are those of `scheduling.policies`, as
-in the gateway. The ranker's see the prompt and the client's limit, never the true length.
+Of several rankers each has a name, `ranker:NAME`, and so have the scores of another system, `NAME`.
+A name alone orders by cost whatever the age; `NAME@SECONDS` and `NAME@RATIOx` have a bound. The
+policies are those of `scheduling.policies`, as in the gateway. The ranker's see the prompt and the
+client's limit, never the true length.
 """
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -33,6 +34,7 @@ NAMES = {
     "max-tokens": "the client's own limit",
     "reversed": "true length, longest first: the worst case",
 }
+SCORES = "scores"  # of another system, by name
 NO_LIMIT_TOKENS = 1 << 20  # what a request without max_tokens is taken to ask for
 NOTHING_KNOWN = Demand(0.0, 0.0)
 
@@ -43,9 +45,9 @@ class Contender:
     One way to order requests.
 
     Attributes:
-        by: What is known of them: one of NAMES.
+        by: What is known of them: one of NAMES, or SCORES.
         policy: What orders them by it.
-        which: Which ranker, by the name it was given; "" is the only or the default one.
+        which: Which ranker or scores, by the name given; "" is the only or the default ranker.
     """
 
     by: str
@@ -53,9 +55,12 @@ class Contender:
     which: str = ""
 
     @classmethod
-    def parse(cls, text: str) -> "Contender":
+    def parse(cls, text: str, scores: Collection[str] = ()) -> "Contender":
         """
         The contender spelled NAME, NAME@SECONDS or NAME@RATIOx, where NAME may be ranker:WHICH.
+
+        Args:
+            scores: More names: of scores of another system.
 
         Raises:
             ParsError: the name is unknown, the seconds are no number from 0 on, the ratio none from
@@ -64,7 +69,10 @@ class Contender:
         spelled, at, bound = text.strip().partition("@")
         by, colon, which = spelled.partition(":")
         if by not in NAMES or (colon and (by != "ranker" or not which)):
-            raise ParsError(f"policy {text!r}: {spelled!r} is none of {', '.join(NAMES)}")
+            if spelled not in scores:
+                known = ", ".join(dict.fromkeys([*NAMES, *scores]))
+                raise ParsError(f"policy {text!r}: {spelled!r} is none of {known}")
+            by, which = SCORES, spelled
         if by == "fcfs":
             if at:
                 raise ParsError(f"policy {text!r}: fcfs is without aging; write fcfs")
@@ -72,13 +80,19 @@ class Contender:
         return cls(by, _bounded(text, by, bound) if at else ShortestFirst(), which)
 
     def __str__(self) -> str:
-        spelled = f"{self.by}:{self.which}" if self.which else self.by
-        return spelled + self.policy.suffix
+        return self.known + self.policy.suffix
+
+    @property
+    def known(self) -> str:
+        """What it orders by, as spelled: "oracle", "ranker:mine", or the name of scores."""
+        if self.by == SCORES:
+            return self.which
+        return f"{self.by}:{self.which}" if self.which else self.by
 
     @property
     def needs_scores(self) -> bool:
-        """Whether it orders by a ranker's scores."""
-        return self.by == "ranker"
+        """Whether it orders by scores, a ranker's or another system's."""
+        return self.by in ("ranker", SCORES)
 
     def fitted(
         self, requests: Iterable[WorkloadRequest], calibration: Calibration | None = None
@@ -122,7 +136,7 @@ class Estimator:
             ParsError: a ranker orders, and there is no prompt or no score.
         """
         by = self.contender.by
-        if by == "ranker":
+        if self.contender.needs_scores:
             return self._by_score(request, score)
         if by == "reversed":
             cost = max(0.0, self.longest - _known(by, request).cost)
@@ -130,19 +144,9 @@ class Estimator:
         return _known(by, request)
 
     def _by_score(self, request: WorkloadRequest, score: float | None) -> Demand:
-        if request.prompt is None or score is None:
-            raise ParsError(
-                f"policy {self.contender}: request {request.request_id} has no prompt to score"
-                " (the workload comes from a trace of lengths alone)"
-                if request.prompt is None
-                else f"policy {self.contender}: there are no scores"
-            )
+        if score is None:
+            raise ParsError(f"policy {self.contender}: there are no scores")
         return _answer(request, self.calibration.expected_tokens(score), request.max_tokens)
-
-
-def ranker_policy(which: str) -> str:
-    """How the policies of a ranker are spelled, without a bound."""
-    return f"ranker:{which}" if which else "ranker"
 
 
 def _bounded(text: str, by: str, bound: str) -> Policy:

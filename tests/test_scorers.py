@@ -343,8 +343,8 @@ def test_an_object_in_hand_is_a_source(module):
     ("options", "problem"),
     [
         (["--scores", "theirs"], "--scores theirs: want NAME=FILE"),
-        (["--scores", "oracle=a.csv"], "--scores oracle=a.csv: want NAME=FILE, with a name"),
-        (["--scores", "a:b=a.csv"], "want NAME=FILE"),
+        (["--scores", "oracle=a.csv"], "scores 'oracle': want a name of letters"),
+        (["--scores", "a:b=a.csv"], "scores 'a:b': want a name"),
         (["--scores", "a=a.csv", "--scores", "a=b.csv"], "two files for one name"),
         (["--scores", "a=a.csv"], "--scores a=a.csv: no policy is a"),
         (["--policies", "theirs"], "'theirs' is none of fcfs, ranker"),

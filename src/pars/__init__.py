@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pars.errors import ParsError
+    from pars.prove.simulation import Simulation, simulate
+    from pars.prove.workload.workload import Workload
     from pars.ranking.evaluation import Order, evaluate
     from pars.ranking.ranker import Ranker
     from pars.request.prompts import GenerationRequest as Request
@@ -30,8 +32,11 @@ __all__ = [
     "Ranker",
     "Request",
     "ShortestFirst",
+    "Simulation",
+    "Workload",
     "__version__",
     "evaluate",
+    "simulate",
 ]
 
 _HOMES = {
@@ -45,7 +50,10 @@ _HOMES = {
     "Ranker": "pars.ranking.ranker",
     "Request": "pars.request.prompts:GenerationRequest",
     "ShortestFirst": "pars.scheduling.policies.shortest_first",
+    "Simulation": "pars.prove.simulation",
+    "Workload": "pars.prove.workload.workload",
     "evaluate": "pars.ranking.evaluation",
+    "simulate": "pars.prove.simulation",
 }
 
 

@@ -1,7 +1,6 @@
 """Commands of the prove lane that need no engine: workload, simulate."""
 
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 
 PATH = click.Path(path_type=Path)
 at_least_one = click.IntRange(min=1)
-SCORES_NAME = re.compile(r"[A-Za-z_][\w.-]*")
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 _RECORD_OPTIONS = (
@@ -98,8 +96,7 @@ def sources_of(rankers: Sequence[str], scores: Sequence[str]) -> "dict[str, Sour
 
     A folder whose own name has a = in it is one if it is there.
     """
-    from pars.prove.workload.contenders import NAMES
-    from pars.prove.workload.scores import FileSource, RankerSource
+    from pars.prove.workload.scores import FileSource, RankerSource, check_scores_name
 
     sources: dict[str, Source] = {}
     for text in rankers:
@@ -111,11 +108,9 @@ def sources_of(rankers: Sequence[str], scores: Sequence[str]) -> "dict[str, Sour
         sources[known] = RankerSource(ranker)
     for text in scores:
         name, equals, path = text.partition("=")
-        if not (equals and path) or not SCORES_NAME.fullmatch(name) or name in (*NAMES, "gateway"):
-            raise ParsError(
-                f"--scores {text}: want NAME=FILE, with a name of letters, digits, _, - and . that"
-                f" is none of {', '.join(NAMES)}"
-            )
+        if not (equals and path):
+            raise ParsError(f"--scores {text}: want NAME=FILE")
+        check_scores_name(name)
         if name in sources:
             raise ParsError(f"--scores {text}: two files for one name")
         sources[name] = FileSource(Path(path))

@@ -99,11 +99,10 @@ class Settings:
 
     ranker: str = _setting(
         "",
-        "ranker folder, or `module:object` with `score(list[str])`: one signal more for the ranker"
-        " that learns; by default the bundled one orders until that has learned to; `none`: first"
-        " come, first served until then",
+        "ranker folder, one signal more for the ranker that learns; by default the bundled one"
+        " orders until that has learned to; `none`: first come, first served until then",
         shown="the bundled one",
-        metavar="RANKER",
+        metavar="DIR",
     )
     learn: str = _setting(
         "on",
@@ -260,10 +259,7 @@ class Settings:
 
     @property
     def ranker_folder(self) -> Path:
-        """
-        The folder of the ranker to load, or module:object; of `none` too there is one, which is
-        not loaded.
-        """
+        """The folder of the ranker to load; of `none` too there is one, which is not loaded."""
         from pars.ranking.ranker import bundled_ranker
 
         return Path(self.ranker) if self.ranker not in ("", "none") else bundled_ranker()

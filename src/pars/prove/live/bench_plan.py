@@ -6,16 +6,15 @@ What `pars bench` will run: its options checked, prompts scored, and the runs in
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pars.errors import ParsError
-from pars.prove.workload.arrivals import scaled
 from pars.prove.workload.contenders import Contender
 from pars.prove.workload.line import Line
 from pars.prove.workload.scores import Scores, Source, check_sources, sources_used
-from pars.prove.workload.workload import Workload, WorkloadRequest
+from pars.prove.workload.workload import Workload, WorkloadRequest, at_rate
 
 PROMPTS_A_CALL = 32  # when scoring: as many as a busy server would have at hand
 GATEWAY = "gateway"  # the policy of a URL that ranks by itself
@@ -141,19 +140,3 @@ def _turn(
     if by is None:
         return Turn(policy, rate, repeat, requests, line)
     return Turn(policy, rate, repeat, requests, line, by.values.tolist(), by.took_s)
-
-
-def at_rate(requests: Sequence[WorkloadRequest], rate: float | None) -> Sequence[WorkloadRequest]:
-    """
-    The same requests with their arrivals stretched to `rate` a second on average.
-
-    Raises:
-        ParsError: they all arrive at once.
-    """
-    if rate is None:
-        return requests
-    arrivals_s = scaled([request.arrival_s for request in requests], rate)
-    return [
-        replace(request, arrival_s=arrival_s)
-        for request, arrival_s in zip(requests, arrivals_s, strict=True)
-    ]

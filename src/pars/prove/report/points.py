@@ -11,23 +11,21 @@ holds what is in flight.
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from pars.prove.engine.fast_engine import FastEngine
-from pars.prove.engine.simulate import simulate
+from pars.prove.engine.policy_run import run_policy
 from pars.prove.engine.step_time import EnginePreset
 from pars.prove.engine.stepping import SteppedEngine
 from pars.prove.report.times import RequestTimes, ResultWriter, RunKey
 from pars.prove.workload.contenders import Contender
-from pars.prove.workload.line import Line
 from pars.prove.workload.workload import WorkloadRequest, open_workload
 from pars.scheduling.demand import Calibration
 
@@ -114,26 +112,15 @@ def run_point(point: Point) -> None:
                 waiting.clear()
 
         began_s = time.perf_counter()
-        contender = point.contender
-        line = Line(contender.policy, contender.fitted(_squeezed(point), point.calibration))
-
-        def ended(times: RequestTimes) -> None:
-            line.ended(
-                times.request_id,
-                times.finished_s or 0.0,
-                answer_tokens=times.output_tokens,
-                prompt_tokens=times.prompt_tokens,
-            )
-            keep(times)
-
-        run = simulate(
-            _with_keys(point, line),
+        run = run_policy(
+            _squeezed(point),
+            point.contender,
+            point.contender.fitted(_squeezed(point), point.calibration),
             _engine(point),
             point.preset.step_time,
-            policy=str(contender),
+            scores=None if point.scores is None else np.load(point.scores, mmap_mode="r"),
             rate=point.rate,
-            on_finished=ended,
-            on_first_token=lambda request_id, _now_s: line.began(request_id),
+            on_finished=keep,
         )
         writer.add(*waiting)
         took_s = round(time.perf_counter() - began_s, 3)
@@ -147,15 +134,6 @@ def _engine(point: Point) -> SteppedEngine:
     from pars.prove.engine.vllm_engine import VllmEngine
 
     return VllmEngine(point.preset.limits)
-
-
-def _with_keys(point: Point, line: Line) -> Iterator[tuple[WorkloadRequest, int]]:
-    """The requests at the point's load, each with its priority; one at a time in memory."""
-    scores: Iterable[Any] = iter(lambda: None, 0)  # without end
-    if point.contender.needs_scores and point.scores is not None:
-        scores = np.load(point.scores, mmap_mode="r")
-    for request, score in zip(_squeezed(point), scores, strict=False):
-        yield request, line.key(request, None if score is None else float(score))
 
 
 def _squeezed(point: Point) -> Iterator[WorkloadRequest]:

@@ -78,6 +78,11 @@ def write_report(folder: Path, limits: Mapping[str, float] | None = None) -> str
     return "\n".join([*told, f"{folder / HTML_FILE} has the pictures"])
 
 
+def tables_of(result: Result, rows: Sequence[Figures]) -> list[Table]:
+    """What the terminal shows of a result: every load's main figures, and what was gained."""
+    return tables(result, rows, _gains(result, rows), None, only_main=True)
+
+
 Gains = Mapping[tuple[str, float | None, str], Gain]
 
 

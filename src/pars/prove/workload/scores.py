@@ -10,6 +10,7 @@ the workload are counted and left out.
 """
 
 import math
+import re
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,10 +19,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from pars.errors import DataError, ParsError
-from pars.prove.workload.contenders import Contender
+from pars.prove.workload.contenders import NAMES, Contender
 from pars.prove.workload.workload import WorkloadRequest
 from pars.ranking.ranker import Scorer, bundled_ranker
 from pars.ranking.scorers import calibration_of, load_scorer, scored_offline
@@ -31,6 +32,8 @@ from pars.scheduling.demand import Calibration
 PROMPTS_A_CALL = 256
 IDS = ("request_id", "id")
 VALUES = ("score", "expected_tokens")
+SCORES_NAME = re.compile(r"[A-Za-z_][\w.-]*")
+RESERVED = (*NAMES, "gateway")
 
 Progress = Callable[[int], None]
 
@@ -101,11 +104,13 @@ class RankerSource:
         scorer = self.ranker
         if isinstance(scorer, str | Path):
             scorer = load_scorer(scorer, num_threads=num_threads)
-        name, parts, took_s = str(self), [], 0.0
-        scored_offline(scorer, ["What is the capital of France?"], name)
+        name, took_s = str(self), 0.0
+        parts: list[NDArray[np.float64]] = []
         rest = iter(requests)
         while some := list(islice(rest, prompts_a_call)):
             prompts = as_read(list(_prompts(some)), knows_notes)
+            if not parts:
+                scored_offline(scorer, prompts[:1], name)  # sets it up
             began_s = time.perf_counter()
             parts.append(scored_offline(scorer, prompts, name))
             took_s += time.perf_counter() - began_s
@@ -117,6 +122,43 @@ class RankerSource:
             "prompts_a_scoring_call": prompts_a_call,
         }
         return Scores(values, calibration_of(scorer, values), took_s, facts)
+
+
+@dataclass(frozen=True, slots=True)
+class ArraySource:
+    """Scores in hand, [num_requests], in the order of the workload."""
+
+    name: str
+    given: ArrayLike
+
+    def __str__(self) -> str:
+        return self.name
+
+    def scores(
+        self,
+        requests: Iterable[WorkloadRequest],
+        *,
+        knows_notes: bool = True,
+        prompts_a_call: int = PROMPTS_A_CALL,
+        num_threads: int | None = None,
+        done: Progress = lambda _: None,
+    ) -> Scores:
+        """As they are, checked."""
+        count = sum(1 for _ in requests)
+        try:
+            values = np.asarray(self.given, dtype=np.float64)
+        except (TypeError, ValueError):
+            raise ParsError(f"scores {self.name}: want one list of numbers") from None
+        if values.shape != (count,):
+            raise ParsError(
+                f"scores {self.name}: want one number a request, [{count}], not {values.shape}"
+            )
+        if not np.isfinite(values).all():
+            row = int(np.flatnonzero(~np.isfinite(values))[0])
+            raise ParsError(f"scores {self.name}: number {row + 1} is {values[row]}: want finite")
+        done(count)
+        facts = {"rows": count}
+        return Scores(values, Calibration.of_scores(values.tolist()), 0.0, facts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +200,18 @@ def sources_used(
     unless another is given."""
     known = dict.fromkeys(it.known for it in contenders if it.needs_scores)
     return {it: sources.get(it) or RankerSource(bundled_ranker()) for it in known}
+
+
+def check_scores_name(name: str) -> None:
+    """
+    Raises:
+        ParsError: scores of another system cannot have this name.
+    """
+    if not SCORES_NAME.fullmatch(name) or name in RESERVED:
+        raise ParsError(
+            f"scores {name!r}: want a name of letters, digits, _, - and . that is none of"
+            f" {', '.join(RESERVED)}"
+        )
 
 
 def check_sources(contenders: Collection[Contender], sources: Mapping[str, Source]) -> None:

@@ -11,14 +11,17 @@ arrival. It holds what is replayed; a policy that ranks prompts must look at not
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from operator import index
 from pathlib import Path
 from typing import Any
 
 from pars import __version__
 from pars.errors import DataError
 from pars.files import utf8, written_whole
+from pars.prove.workload.arrivals import poisson, scaled
+from pars.request.token_counts import CHARS_PER_TOKEN
 
 FORMAT_VERSION = 1
 MARK = "pars_workload"
@@ -49,10 +52,105 @@ class WorkloadRequest:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """A whole workload in memory: its header, and its requests in order of arrival."""
+    """
+    Requests to replay, in memory: which arrives when, and how long its answer will be.
+
+    Attributes:
+        header: What the file says of itself; empty where there is none.
+        requests: In order of arrival.
+    """
 
     header: Header
     requests: tuple[WorkloadRequest, ...]
+
+    @classmethod
+    def read(cls, path: Path | str) -> "Workload":
+        """
+        A file of `pars workload`.
+
+        Raises:
+            DataError: it is none.
+        """
+        return read_workload(Path(path))
+
+    @classmethod
+    def of(
+        cls,
+        answer_tokens: Sequence[int],
+        *,
+        prompts: Sequence[str] | None = None,
+        prompt_tokens: Sequence[int] | None = None,
+        arrivals_s: Sequence[float] | None = None,
+        rate: float | None = None,
+        seed: int = 0,
+    ) -> "Workload":
+        """
+        One request for each answer, in the order given; its id is its number from 0 on.
+
+        Args:
+            answer_tokens: [num_requests], 1 or more each.
+            prompts: [num_requests]; without them no ranker can order.
+            prompt_tokens: [num_requests]; None: about a quarter of the prompt's characters, or 1.
+            arrivals_s: [num_requests], seconds that never fall; None: as `rate` says.
+            rate: Poisson arrivals, requests a second; None: all at once.
+            seed: Of the arrivals.
+
+        Raises:
+            DataError: the lists differ in length, or hold a wrong value.
+        """
+        count = len(answer_tokens)
+        if arrivals_s is None:
+            arrivals_s = [0.0] * count if rate is None else poisson(count, rate, seed)
+        if prompt_tokens is None:
+            known = prompts if prompts is not None else [""] * count
+            prompt_tokens = [max(1, round(len(it) / CHARS_PER_TOKEN)) for it in known]
+        columns = {"prompts": prompts, "prompt_tokens": prompt_tokens, "arrivals_s": arrivals_s}
+        for name, column in columns.items():
+            if column is not None and len(column) != count:
+                problem = f"{len(column)} {name} of {count} answer_tokens: want one each"
+                raise DataError.at("workload", problem)
+        rows = [
+            {
+                "request_id": str(row),
+                "arrival_s": float(arrivals_s[row]),
+                "prompt": None if prompts is None else prompts[row],
+                "prompt_tokens": _whole(prompt_tokens[row]),
+                "output_tokens": _whole(answer_tokens[row]),
+            }
+            for row in range(count)
+        ]
+        requests = _requests("workload", iter(enumerate(rows, 1)))
+        return cls({}, tuple(requests))
+
+    @classmethod
+    def from_records(
+        cls,
+        path: Path | str,
+        *,
+        rate: float | None = None,
+        num_requests: int | None = None,
+        seed: int = 0,
+    ) -> "Workload":
+        """
+        A request for each row of a log of prompts and answers, as `pars workload --records`.
+
+        Args:
+            path: JSON lines, CSV, Parquet, … with a prompt, and an answer or its length.
+            rate: Poisson arrivals, requests a second; None: all at once.
+            num_requests: None: one for each row.
+            seed: Of draws and arrivals.
+
+        Raises:
+            DataError: the file is not what it must be.
+        """
+        from pars.prove.workload.make_workload import WorkloadPlan, make_workload
+
+        arrivals = "burst" if rate is None else "poisson"
+        plan = WorkloadPlan(
+            records=Path(path), arrivals=arrivals, rate=rate, num_requests=num_requests, seed=seed
+        )
+        header, requests = make_workload(plan)
+        return cls(header, tuple(requests))
 
 
 def write_workload(
@@ -100,7 +198,31 @@ def open_workload(path: Path) -> tuple[Header, Iterator[WorkloadRequest]]:
     return header, _requests(path, lines)
 
 
-def _requests(path: Path, lines: Iterator[tuple[int, Any]]) -> Iterator[WorkloadRequest]:
+def at_rate(requests: Sequence[WorkloadRequest], rate: float | None) -> Sequence[WorkloadRequest]:
+    """
+    The same requests with their arrivals stretched to `rate` a second on average.
+
+    Raises:
+        ParsError: they all arrive at once.
+    """
+    if rate is None:
+        return requests
+    arrivals_s = scaled([request.arrival_s for request in requests], rate)
+    return [
+        replace(request, arrival_s=arrival_s)
+        for request, arrival_s in zip(requests, arrivals_s, strict=True)
+    ]
+
+
+def _whole(value: Any) -> Any:
+    """A count from an array as a plain one; what is none is left to the check."""
+    try:
+        return index(value)
+    except TypeError:
+        return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _requests(path: Path | str, lines: Iterator[tuple[int, Any]]) -> Iterator[WorkloadRequest]:
     previous_s = 0.0
     number = 0
     for number, values in lines:
@@ -128,13 +250,13 @@ def _lines(path: Path) -> Iterator[tuple[int, Any]]:
         raise DataError.at(path, f"cannot be read: {error.strerror or error}") from error
 
 
-def _request(path: Path, number: int, values: Any) -> WorkloadRequest:
+def _request(path: Path | str, number: int, values: Any) -> WorkloadRequest:
     if not isinstance(values, dict):
         raise DataError.at(path, "is not one JSON object", row=number)
     for name, wanted, is_good in _CHECKS:
         value = values.get(name)
         if not is_good(value):
-            problem = f"field {name!r} must be {wanted}, not {json.dumps(value)}"
+            problem = f"field {name!r} must be {wanted}, not {_shown(value)}"
             raise DataError.at(path, problem, row=number)
     known: dict[str, Any] = {name: values.get(name) for name in _FIELDS}
     return WorkloadRequest(**known)
@@ -142,6 +264,10 @@ def _request(path: Path, number: int, values: Any) -> WorkloadRequest:
 
 def _line(values: Mapping[str, Any]) -> bytes:
     return utf8(json.dumps(values, ensure_ascii=False)) + b"\n"
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value, default=repr)
 
 
 def _is_text(value: Any) -> bool:

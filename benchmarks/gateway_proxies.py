@@ -181,7 +181,7 @@ def own_server(name: str, port: int, upstream: str, rankers: dict[str, Path]) ->
     ranker = rankers.get(name, rankers["lite"])
     command = [sys.executable, "-m", "pars", "gateway", "--upstream", upstream]
     command += ["--port", str(port), "--ranker", str(ranker), "--engine", engine]
-    return Server(command, "/pars/health")
+    return Server(command, "/pars/health", {**os.environ, "PARS_HOLD": "off"})
 
 
 def rival_server(name: str, port: int, upstream: str, venv: Path, folder: Path) -> Server:

@@ -21,6 +21,7 @@ class Decision:
         priority: The key as the engine takes it.
         began_s: Of `time.perf_counter`, when its body was in.
         request_id: That the client gave, in X-Request-Id or else in the body.
+        is_stream: Its answer is asked for as a stream.
         work: Of prompt and answers, as expected, in answer tokens.
         prompt_tokens: As its texts and token ids show.
         place: What the policy made of it; None: its priority was given by somebody trusted.
@@ -31,6 +32,7 @@ class Decision:
     priority: int = 0
     began_s: float
     request_id: str | None = None
+    is_stream: bool = False
     work: float = 0.0
     prompt_tokens: float = 0.0
     place: Place | None = None

@@ -80,12 +80,14 @@ class EngineTold:
         told: What it is, for people.
         warnings: What is to be changed there, each with how.
         release: Another one after an update or a start, as far as the pages tell.
+        slots: Requests that it answers at once, where it tells.
     """
 
     engine: Engine
     told: str
     warnings: tuple[str, ...] = ()
     release: str = ""
+    slots: int | None = None
 
     @property
     def line(self) -> str:
@@ -129,6 +131,16 @@ def told_by_server_info(page: Mapping[str, Any]) -> EngineTold | None:
     low_first = page["schedule_low_priority_values_first"]
     engine = ENGINES["sglang-low-first" if low_first else "sglang"]
     return EngineTold(engine, name, tuple(_sglang_warnings(page)), release)
+
+
+def told_by_props(page: Mapping[str, Any]) -> EngineTold | None:
+    """What llama.cpp's /props tells; None where it is not llama.cpp's."""
+    slots = page.get("total_slots")
+    if not isinstance(slots, int) or slots < 1:
+        return None
+    build = str(page.get("build_info", "")).strip()
+    told = f"llama.cpp {build}".strip() + f" with {slots} slots, which takes no priorities"
+    return EngineTold(NONE, told, release=f"llama.cpp {build} {slots}", slots=slots)
 
 
 def _sglang_warnings(page: Mapping[str, Any]) -> list[str]:

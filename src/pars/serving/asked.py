@@ -40,6 +40,7 @@ class Asked:
     Attributes:
         problem: Why there is no text to score, as counted in pars_decisions_total; empty: there is.
         model, request_id: As the request names them.
+        is_stream: The answer is asked for as a stream.
         signals: What the ranker that learns reads; None: it was not asked for, or not readable.
     """
 
@@ -47,6 +48,7 @@ class Asked:
     problem: str = "error"
     model: str | None = None
     request_id: str | None = None
+    is_stream: bool = False
     signals: Signals | None = None
 
     @property
@@ -74,6 +76,7 @@ async def read_asked(
     asked.problem = "error"
     asked.request = reader(fields)
     asked.model, asked.request_id = _name(fields, "model"), _name(fields, "request_id")
+    asked.is_stream = fields.get("stream") is True
     if with_signals:
         key = next(iter(keys_in(headers)), b"").decode("latin-1")
         asked.signals = signals_of(path, fields, asked.request, key)

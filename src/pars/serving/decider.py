@@ -83,6 +83,7 @@ class Decider:
             priority=priority,
             began_s=began_s,
             request_id=_named(headers) or asked.request_id,
+            is_stream=asked.is_stream,
             work=demand.work,
             prompt_tokens=sum(prompt.num_tokens for prompt in asked.request.prompts),
             place=place,

@@ -12,7 +12,13 @@ import logging
 from contextlib import suppress
 from typing import Any
 
-from pars.scheduling.engines import FOREIGN, EngineTold, told_by_server_info, told_by_version
+from pars.scheduling.engines import (
+    FOREIGN,
+    EngineTold,
+    told_by_props,
+    told_by_server_info,
+    told_by_version,
+)
 from pars.serving.answer import UpstreamError
 from pars.serving.header_fields import Headers
 from pars.serving.known_engine import NOT_KNOWN, KnownEngine
@@ -39,7 +45,7 @@ class NotTold(Exception):
 
 async def ask_engine(upstream: Upstream, headers: Headers | None = None) -> EngineTold:
     """
-    What the upstream is, by the pages that only vLLM or SGLang has.
+    What the upstream is, by the pages that only vLLM, SGLang or llama.cpp has.
 
     Args:
         headers: To send along, such as a key.
@@ -51,6 +57,8 @@ async def ask_engine(upstream: Upstream, headers: Headers | None = None) -> Engi
     for path in (b"/server_info", b"/get_server_info"):
         if told is None:
             told = told_by_server_info(await _page(upstream, path, headers))
+    if told is None:
+        told = told_by_props(await _page(upstream, b"/props", headers))
     return told or FOREIGN
 
 

@@ -3,13 +3,14 @@ A streaming reverse proxy inside `PriorityMiddleware`, for any OpenAI-compatible
 
     pars gateway --upstream http://localhost:8000
 
-    client ─► ClientProtocol ─► API key ─► PriorityMiddleware ─► Relay ─► upstream
+    client ─► ClientProtocol ─► API key ─► PriorityMiddleware ─► Hold ─► Relay ─► upstream
 
 Every path and method passes, but for the gateway's own pages under `/pars/` (`pages`).
 """
 
 import asyncio
 import hmac
+import time
 
 from prometheus_client import CollectorRegistry
 
@@ -21,6 +22,9 @@ from pars.scheduling.trust import keys_in
 from pars.serving.client_protocol import ClientProtocol
 from pars.serving.engine_watch import SETTLED_S, SOON_S, EngineWatch
 from pars.serving.header_fields import end_to_end
+from pars.serving.held.hold import Hold
+from pars.serving.held.queue import LOOK_EVERY_S, HeldQueue
+from pars.serving.held.slots import Slots
 from pars.serving.known_engine import KnownEngine
 from pars.serving.middleware import PriorityMiddleware
 from pars.serving.pages import PATHS, Pages
@@ -72,11 +76,22 @@ class Gateway:
         soon_s, settled_s = pauses_s
         self.watch = EngineWatch(upstream, self.known, soon_s=soon_s, settled_s=settled_s)
         self.relay = Relay(upstream, self.registry, on_failure=self.watch.doubt)
+        self.queue = HeldQueue(
+            Slots(settings.slots, time.monotonic, lambda: self.known.slots),
+            max_held=settings.max_held,
+            max_held_s=settings.max_held_s,
+        )
+        self.hold = Hold(self.relay, self.queue, self._holds, self.registry)
         self.middleware = PriorityMiddleware(
-            self.relay, settings, ranker=ranker, metrics=metrics, known=self.known
+            self.hold,
+            settings,
+            ranker=ranker,
+            metrics=metrics,
+            known=self.known,
+            holds=self._holds,
         )
         self._api_keys = [key.encode() for key in settings.client_keys]
-        self.pages = Pages(upstream, self.middleware, self.known, self.registry)
+        self.pages = Pages(upstream, self.middleware, self.known, self.registry, self.hold)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -94,6 +109,12 @@ class Gateway:
             passing = {**scope, "headers": end_to_end(scope["headers"])}
             await self.middleware(passing, receive, send)
 
+    def _holds(self) -> bool:
+        """Whether requests wait here, and not at the engine."""
+        if self.settings.hold != "auto":
+            return self.settings.hold == "on"
+        return self.known.is_known and not self.known.engine.takes_priority
+
     def _may_pass(self, scope: Scope) -> bool:
         """Whether it shows a key, if one is asked for; a CORS preflight never carries any."""
         if not self._api_keys or _is_preflight(scope):
@@ -106,17 +127,25 @@ class Gateway:
         return any(matches)
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
-        asking = asyncio.create_task(self.watch.keep_asking()) if self._is_asked() else None
+        beside = [asyncio.create_task(self._keep_holding())]
+        if self._is_asked():
+            beside.append(asyncio.create_task(self.watch.keep_asking()))
 
         async def last_word(message: Message) -> None:
             if message["type"] == "lifespan.shutdown.complete":
-                if asking is not None:
-                    asking.cancel()
-                    await asyncio.gather(asking, return_exceptions=True)
+                for task in beside:
+                    task.cancel()
+                await asyncio.gather(*beside, return_exceptions=True)
                 await self.upstream.close()
             await send(message)
 
         await self.middleware(scope, receive, last_word)
+
+    async def _keep_holding(self) -> None:
+        """See every so often whether the engine is full, or has room again."""
+        while True:
+            self.hold.look()
+            await asyncio.sleep(LOOK_EVERY_S)
 
     def _is_asked(self) -> bool:
         """Whether the upstream's own word counts, or may contradict the operator's."""

@@ -53,6 +53,7 @@ class PriorityMiddleware:
         predictor: Who says how long answers will be.
         placing: Who gives them their places.
         worth: What the order is worth to the requests.
+        holds: Whether what stands behind goes by `Decision.outcome.key`, whatever the engine takes.
         byte_budget: Body bytes held by all requests together.
         max_closing_s: How long a scorer that hangs may hold up the server's shutdown.
     """
@@ -67,6 +68,7 @@ class PriorityMiddleware:
         ranker: LiveRanker | None = None,
         metrics: ServeMetrics | None = None,
         known: KnownEngine | None = None,
+        holds: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.app = app
@@ -77,6 +79,7 @@ class PriorityMiddleware:
         self.settings = settings
         self.metrics = metrics or ServeMetrics()
         host = engine_of_host() if settings.engine == "auto" else ENGINES[settings.engine]
+        self.holds = holds
         self.known = known or KnownEngine(host, self.metrics)
         self.order = OrderJudge(self.metrics)
         self.known.when_new = self.order.start_afresh
@@ -123,7 +126,7 @@ class PriorityMiddleware:
         with HeldBody(self.byte_budget, self.settings.max_body_bytes) as body:
             await body.take(receive)
             engine = self.known.engine
-            if engine.takes_priority:
+            if engine.takes_priority or self.holds():
                 client = scope.get("client")
                 peer = client[0] if client else None
                 decision = await self._decider.decide(
@@ -132,8 +135,9 @@ class PriorityMiddleware:
                 await self._pass_on(engine, decision, passing, body, receive, send)
             else:
                 self.metrics.count("unordered")
-                aside = (unstamped, passing, body, receive)
-                passing, receive = await beside_loop(body.num_bytes, *aside)
+                passing, receive = await beside_loop(
+                    body.num_bytes, unstamped, passing, body, receive
+                )
                 await self.app(passing, receive, send)
 
     async def _pass_on(
@@ -147,18 +151,25 @@ class PriorityMiddleware:
     ) -> None:
         """Hand the request on with its priority, and follow it to its end."""
         # Nothing here may keep the body: what follows takes as long as the answer.
-        app: ASGIApp = Passage(
-            self.app,
-            self.known,
-            self._kept_budget,
-            body.content() if body.outcome is None else None,
-        )
+        app = self.app
+        if engine.takes_priority:
+            app = Passage(
+                self.app,
+                self.known,
+                self._kept_budget,
+                body.content() if body.outcome is None else None,
+            )
         app = partial(self._recorder.follow, app, decision)
         self.worth.worth.arrived(decision)
         try:
-            aside = (stamped, engine, scope, body, decision.priority, receive)
-            scope, receive = await beside_loop(body.num_bytes, *aside)
-            del aside
+            num_bytes = body.num_bytes
+            if engine.takes_priority:
+                priority = decision.priority
+                scope, receive = await beside_loop(
+                    num_bytes, stamped, engine, scope, body, priority, receive
+                )
+            else:
+                scope, receive = await beside_loop(num_bytes, unstamped, scope, body, receive)
             await app({**scope, DECISION: decision}, receive, send)
         finally:
             self.placing.ended(decision)

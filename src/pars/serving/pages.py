@@ -19,6 +19,7 @@ from prometheus_client.exposition import choose_encoder
 
 from pars.request.body import Scope, Send
 from pars.serving.answer import UpstreamError
+from pars.serving.held.hold import Hold
 from pars.serving.known_engine import KnownEngine
 from pars.serving.middleware import PriorityMiddleware
 from pars.serving.replies import send_bytes, send_error, send_json
@@ -53,11 +54,13 @@ class Pages:
         middleware: PriorityMiddleware,
         known: KnownEngine,
         registry: CollectorRegistry,
+        hold: Hold,
     ) -> None:
         self._upstream = upstream
         self._middleware = middleware
         self._known = known
         self._registry = registry
+        self._hold = hold
         self._health: tuple[float, int, dict[str, Any]] = (-math.inf, 0, {})
         self._health_lock = asyncio.Lock()
 
@@ -92,6 +95,7 @@ class Pages:
         return {
             "policy": middleware.settings.policy_in_words,
             "express_bucket_ratio": middleware.placing.bucket_ratio,
+            "held": self._hold.as_json(),
             "worth": middleware.worth.as_json(),
         }
 

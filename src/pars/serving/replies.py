@@ -6,18 +6,29 @@ from typing import Any
 
 from pars.request.body import Send
 
+Fields = Iterable[tuple[bytes, bytes]]
+
 
 async def send_error(
-    send: Send, status: int, code: str, message: str, *, close: bool = False
+    send: Send,
+    status: int,
+    code: str,
+    message: str,
+    *,
+    close: bool = False,
+    more: Fields = (),
 ) -> None:
     """Send an error as OpenAI's clients expect it; `code` is for programs, `message` for people."""
     kind = "invalid_request_error" if status < 500 else "upstream_error"
     error = {"message": f"pars gateway: {message}", "type": kind, "param": None, "code": code}
-    await send_json(send, status, {"error": error}, close=close)
+    await send_json(send, status, {"error": error}, close=close, more=more)
 
 
-async def send_json(send: Send, status: int, value: Any, *, close: bool = False) -> None:
-    await send_bytes(send, status, b"application/json", json.dumps(value).encode(), close=close)
+async def send_json(
+    send: Send, status: int, value: Any, *, close: bool = False, more: Fields = ()
+) -> None:
+    body = json.dumps(value).encode()
+    await send_bytes(send, status, b"application/json", body, close=close, more=more)
 
 
 async def send_bytes(
@@ -27,7 +38,7 @@ async def send_bytes(
     body: bytes,
     *,
     close: bool = False,
-    more: Iterable[tuple[bytes, bytes]] = (),
+    more: Fields = (),
 ) -> None:
     headers = [(b"content-type", content_type), (b"content-length", b"%d" % len(body)), *more]
     if close:

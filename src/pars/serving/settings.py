@@ -122,6 +122,23 @@ class Settings:
         "how the engine takes priorities; `auto`: it is asked",
         choices=("auto", *ENGINES),
     )
+    hold: str = _setting(
+        "auto",
+        "gateway only: `on`: requests wait here, in order, until the engine has room; `auto`: where"
+        " the engine takes no priority",
+        choices=("auto", "on", "off"),
+    )
+    slots: int = _setting(
+        0,
+        "requests that the engine behind a held queue answers at once; 0: as it tells, or as seen",
+        shown="as it tells, or as seen",
+        least=0,
+        metavar="N",
+    )
+    max_held: int = _setting(10_000, "requests that may be held; then 429", least=1)
+    max_held_s: float = _setting(
+        1800.0, "that a request may be held; then 503", shown="1800", least=1
+    )
     max_slowdown: float = _setting(
         DEFAULT_MAX_SLOWDOWN,
         "R: no request waits more than R times what first come, first served would have made it"
@@ -378,9 +395,9 @@ def unknown_variables(environ: Mapping[str, str] = os.environ) -> list[str]:
 
 def _nearest(name: str, known: Sequence[str]) -> str:
     """A question that names the nearest of `known`, empty where none is near."""
-    by_lower = {it.lower(): it for it in known}
-    near = get_close_matches(name.lower(), by_lower, n=1)
-    return f": did you mean {by_lower[near[0]]}?" if near else ""
+    by_rest = {it.removeprefix(PREFIX).lower(): it for it in known}  # all begin alike
+    near = get_close_matches(name.upper().removeprefix(PREFIX).lower(), by_rest, n=1)
+    return f": did you mean {by_rest[near[0]]}?" if near else ""
 
 
 def _one_line(name: str, path: Path) -> str:

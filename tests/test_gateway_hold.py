@@ -1,0 +1,195 @@
+"""In front of an engine without priorities requests wait in the gateway, in our order."""
+
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from gateways import connect, counted, gateway_to, read_request, scripted_upstream
+from pars.serving.gateway import Gateway
+
+from serving import DEADLINE_S, eventually
+
+PATH = "/v1/completions"
+
+
+class Engine:
+    """
+    Answers generation requests when it is told to, and everything else with a 404.
+
+    Attributes:
+        prompts: Of the requests that it got, in their order.
+        busy: It sends so many requests back with a 503.
+    """
+
+    def __init__(self, slots: int | None = None) -> None:
+        self.prompts: list[str] = []
+        self.busy = 0
+        self.gone: list[str] = []
+        self.slots = slots
+        self._may_end = threading.Semaphore(0)
+        self._lock = threading.Lock()
+
+    def finish(self, num: int) -> None:
+        """Let so many answers end."""
+        self._may_end.release(num)
+
+    def serve(self, connection: socket.socket, _: int) -> None:
+        while request := read_request(connection):
+            head, _, body = request.partition(b"\r\n\r\n")
+            if head.startswith(b"POST "):
+                self._generate(connection, json.loads(body))
+            elif head.startswith(b"GET /props ") and self.slots is not None:
+                connection.sendall(answer(200, {"total_slots": self.slots}))
+            else:
+                connection.sendall(answer(404, {}))
+
+    def _generate(self, connection: socket.socket, body: dict[str, Any]) -> None:
+        with self._lock:
+            self.busy -= 1
+            is_busy = self.busy >= 0
+            if not is_busy:
+                self.prompts.append(body["prompt"])
+        if is_busy:
+            connection.sendall(answer(503, {"error": "busy"}, b"retry-after: 0\r\n"))
+            return
+        while not self._may_end.acquire(timeout=0.02):
+            connection.setblocking(False)
+            try:
+                if connection.recv(1, socket.MSG_PEEK) == b"":
+                    self.gone.append(body["prompt"])
+                    return
+            except BlockingIOError:
+                pass
+            finally:
+                connection.settimeout(DEADLINE_S)
+        connection.sendall(answer(200, {"usage": {"prompt_tokens": 1, "completion_tokens": 9}}))
+
+
+def answer(status: int, value: Any, more: bytes = b"") -> bytes:
+    body = json.dumps(value).encode()
+    head = b"HTTP/1.1 %d X\r\ncontent-type: application/json\r\n%scontent-length: %d\r\n\r\n"
+    return head % (status, more, len(body)) + body
+
+
+@contextmanager
+def before(server: Engine, folder: Path, **settings: Any) -> Iterator[tuple[str, Gateway]]:
+    """A gateway in front of it, which orders the shortest prompt first."""
+    chosen = {"engine": "auto", "max_overtake_s": float("inf"), "learn": "off", "drift": False}
+    with (
+        scripted_upstream(server.serve) as up,
+        gateway_to(up, folder, settings=chosen | settings, pauses_s=(0.02, 0.02)) as (url, app),
+    ):
+        eventually(lambda: app.known.is_known)
+        yield url, app
+
+
+def ask(url: str, prompt: str) -> httpx.Response:
+    body = {"prompt": prompt, "max_tokens": 1000}
+    return httpx.post(url + PATH, json=body, timeout=DEADLINE_S, trust_env=False)
+
+
+def arrived(app: Gateway, num: int) -> None:
+    """Wait until so many requests are held or at the engine."""
+    eventually(lambda: app.queue.num_waiting + app.queue.slots.num_sent == num)
+
+
+def test_short_requests_go_first_where_the_engine_has_no_order(tmp_path: Path) -> None:
+    """llama.cpp tells its one slot: one request has it, one waits there, the others here."""
+    engine = Engine(slots=1)
+    with before(engine, tmp_path) as (url, app), ThreadPoolExecutor(8) as pool:
+        eventually(lambda: app.queue.slots.num == 1)
+        asked = []
+        for number, length in enumerate((5, 5, 40, 10, 30, 20)):
+            asked.append(pool.submit(ask, url, "x" * length))
+            arrived(app, number + 1)
+        assert app.queue.num_waiting == 4
+        for number in range(6):
+            engine.finish(1)
+            eventually(lambda least=number + 3: len(engine.prompts) >= min(least, 6))
+        answers = [it.result() for it in asked]
+    assert [len(it) for it in engine.prompts] == [5, 5, 10, 20, 30, 40]
+    assert all(it.is_success for it in answers)
+    waits_ms = [int(it.headers["x-pars-wait-ms"]) for it in answers]
+    assert waits_ms[0] <= waits_ms[2]
+
+
+def test_what_generates_nothing_is_not_held(tmp_path: Path) -> None:
+    """A full engine: the list of models is asked for and answered all the same."""
+    engine = Engine(slots=1)
+    with before(engine, tmp_path) as (url, app), ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(ask, url, "x") for _ in range(4)]
+        eventually(lambda: app.queue.num_waiting == 2)
+        assert httpx.get(url + "/v1/models", trust_env=False).status_code == 404
+        engine.finish(4)
+        assert all(it.result().is_success for it in asked)
+
+
+def test_a_client_that_leaves_frees_its_place(tmp_path: Path) -> None:
+    """One that waits is never sent; one at the engine lets the next one go."""
+    engine = Engine(slots=1)
+    with before(engine, tmp_path) as (url, app), ThreadPoolExecutor(8) as pool:
+        clients = []
+        for number, name in enumerate(("at the engine", "there too", "waits", "stays")):
+            clients.append(connect(url))
+            body = json.dumps({"prompt": name, "max_tokens": 1000}).encode()
+            head = b"POST %s HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n"
+            clients[-1].sendall(head % (PATH.encode(), len(body)) + body)
+            arrived(app, number + 1)
+        assert app.queue.num_waiting == 2
+        clients[2].close()
+        eventually(lambda: app.queue.num_waiting == 1)
+        clients[0].close()
+        eventually(lambda: "stays" in engine.prompts and engine.gone == ["at the engine"])
+        assert engine.prompts == ["at the engine", "there too", "stays"]
+        engine.finish(2)
+        for client in (clients[1], clients[3]):
+            assert client.recv(100).startswith(b"HTTP/1.1 200 ")
+            client.close()
+        assert pool is not None
+
+
+def test_a_busy_engine_costs_no_client_an_error(tmp_path: Path) -> None:
+    """It sends three back with a 503: they are sent again, in their order."""
+    engine = Engine()
+    engine.busy = 3
+    with before(engine, tmp_path) as (url, app), ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(ask, url, "x" * length) for length in (9, 8, 7)]
+        engine.finish(3)
+        assert [it.result().status_code for it in asked] == [200, 200, 200]
+        assert counted(app, "pars_held_sent_back_total") == 3
+
+
+def test_a_full_queue_says_so_as_openai_does(tmp_path: Path) -> None:
+    """Two at the engine, one waits, and the next gets a 429 with a time to come again."""
+    engine = Engine(slots=1)
+    with before(engine, tmp_path, max_held=1) as (url, app), ThreadPoolExecutor(8) as pool:
+        asked = []
+        for number in range(3):
+            asked.append(pool.submit(ask, url, "x"))
+            arrived(app, number + 1)
+        refused = ask(url, "x")
+        engine.finish(3)
+        assert all(it.result().is_success for it in asked)
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "5")
+    assert refused.json()["error"]["code"] == "queue_full"
+
+
+@pytest.mark.parametrize(
+    ("hold", "engine", "holds"), [("off", "none", False), ("on", "vllm", True)]
+)
+def test_the_operator_s_word_counts(tmp_path: Path, hold: str, engine: str, holds: bool) -> None:
+    """Off: nothing is held whatever the engine is; on: also where it takes priorities."""
+    server = Engine()
+    with before(server, tmp_path, hold=hold, engine=engine, slots=1) as (url, app):
+        server.finish(1)
+        answer = ask(url, "x")
+        assert ("x-pars-wait-ms" in answer.headers) is holds
+        assert (app.hold.as_json() is not None) is holds

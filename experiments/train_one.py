@@ -17,7 +17,8 @@ from data import Record, Rows
 from objectives import Objective, objective
 from torch import Tensor, nn
 
-from pars.learn.training.models import PAIR_FACTORS, load_encoder
+from pars.learn.training.models import load_encoder
+from pars.learn.training.networks import PAIR_FACTORS
 from pars.ranking.ranker import pad
 from pars.ranking.word_vectors import word_vectors
 from pars.request.conversation import with_note

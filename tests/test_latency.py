@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from pars.errors import DataError, ParsError
 from pars.prove.report.gain import compared
-from pars.prove.report.latency import figures, parse_limits
+from pars.prove.report.goodput import parse_limits
+from pars.prove.report.latency import figures
 from pars.prove.report.times import (
     QueueSample,
     RequestTimes,

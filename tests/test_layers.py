@@ -27,7 +27,7 @@ DOORS = {
     "prove/workload/make_workload.py": (
         *("pars.learn.data.batches", "pars.learn.data.fields", "pars.learn.data.record_reader"),
     ),
-    "prove/workload/scores.py": ("pars.learn.data.fields", "pars.learn.data.rows"),
+    "prove/workload/score_files.py": ("pars.learn.data.fields", "pars.learn.data.rows"),
     "prove/workload/traces.py": ("pars.learn.data.fields", "pars.learn.data.rows"),
 }
 # The rooms that run where an engine runs: nothing heavy is named there, not even in a function.

@@ -9,7 +9,8 @@ from click.testing import CliRunner
 
 from pars.cli.main import commands
 from pars.errors import DataError, ParsError
-from pars.learn.evaluation.noise import ceiling_of, measure_noise, render, tau_of_mean
+from pars.learn.evaluation.noise import ceiling_of, measure_noise, tau_of_mean
+from pars.learn.evaluation.noise_report import render
 from pars.ranking.order_metrics import kendall_tau_b
 
 

@@ -18,9 +18,10 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from pars.errors import DataError, ParsError
+from pars.outcomes.limits import OutcomeLimits, load_redact
 from pars.outcomes.metrics import OutcomeMetrics
 from pars.outcomes.records import Outcome, read_outcomes
-from pars.outcomes.writer import OutcomeLimits, OutcomeWriter, load_redact
+from pars.outcomes.writer import OutcomeWriter
 
 from serving import DEADLINE_S, eventually
 
@@ -452,7 +453,8 @@ STORY = """
     import resource, sys, threading
     from pathlib import Path
     from prometheus_client import CollectorRegistry
-    from pars.outcomes.writer import OutcomeLimits, OutcomeWriter
+    from pars.outcomes.limits import OutcomeLimits
+    from pars.outcomes.writer import OutcomeWriter
     from pars.outcomes.records import Outcome
     from pars.outcomes.metrics import OutcomeMetrics
 

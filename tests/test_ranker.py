@@ -87,7 +87,8 @@ def test_a_lite_ranker_of_the_first_format_scores_as_it_did(tmp_path):
     import torch
 
     from pars.learn.training.export import export_ranker
-    from pars.learn.training.models import LiteModel, LiteRanker
+    from pars.learn.training.models import LiteModel
+    from pars.learn.training.networks import LiteRanker
     from pars.learn.training.warm_start import warm_start
     from pars.request.words import NUM_FEATURES, WordTokenizer
 

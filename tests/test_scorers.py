@@ -13,7 +13,8 @@ from click.testing import CliRunner
 from pars.cli.main import commands
 from pars.errors import DataError, ParsError, RankerError
 from pars.prove.report.times import read_result
-from pars.prove.workload.scores import FileSource, RankerSource
+from pars.prove.workload.score_files import FileSource
+from pars.prove.workload.scores import RankerSource
 from pars.prove.workload.workload import WorkloadRequest, write_workload
 from pars.ranking.live_ranker import LiveRanker
 from pars.ranking.ranker import Ranker, bundled_ranker

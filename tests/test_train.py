@@ -21,8 +21,9 @@ from pars.learn.training.config import (
     with_epochs,
     with_preset,
 )
+from pars.learn.training.losses import logistic_loss, margin_loss
 from pars.learn.training.models import load_encoder, load_weights
-from pars.learn.training.train import logistic_loss, margin_loss, train
+from pars.learn.training.train import train
 from pars.ranking.ranker import Ranker
 from pars.request.conversation import with_note
 

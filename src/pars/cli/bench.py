@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pars.cli.serve import run_app
-from pars.cli.simulate import source_options, sources_of
+from pars.cli.sources import source_options, sources_of
 from pars.errors import INTERRUPTED, ParsError
 from pars.scheduling.engines import ENGINES
 
@@ -133,7 +133,7 @@ def bench(url: str, goodput: str, **asked: Any) -> None:
     Policies take turns over the same requests, sent when they are due (open loop).
     """
     from pars.prove.live.bench import run_bench
-    from pars.prove.report.latency import parse_limits
+    from pars.prove.report.goodput import parse_limits
 
     limits = parse_limits(goodput)
     options = _bench_options(url, asked)
@@ -177,7 +177,7 @@ def _json_object(option: str, text: str) -> Mapping[str, Any]:
 @click.option("--goodput", default="", metavar="LIMITS", help="As for `pars bench`.")
 def report(folder: Path, goodput: str) -> None:
     """Make the tables, report.json and report.html of a result FOLDER anew."""
-    from pars.prove.report.latency import parse_limits
+    from pars.prove.report.goodput import parse_limits
 
     _report(folder, parse_limits(goodput))
 

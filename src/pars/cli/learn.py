@@ -277,7 +277,8 @@ def noise(
 ) -> None:
     """Tell from repeated answers how well any ranker could order, and which pairs to train on."""
     from pars.files import write_json
-    from pars.learn.evaluation.noise import measure_noise, render
+    from pars.learn.evaluation.noise import measure_noise
+    from pars.learn.evaluation.noise_report import render
 
     if resamples < 100:
         raise ParsError(f"--resamples must be at least 100, not {resamples}")

@@ -1,169 +1,28 @@
-"""Commands of the prove lane that need no engine: workload, simulate."""
+"""The command that runs a workload in virtual time: simulate."""
 
 import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from pars.cli.learn import LENGTH_UNITS, conditions
+from pars.cli.learn import conditions
+from pars.cli.sources import source_options, sources_of
+from pars.cli.workload import PATH, at_least_one, described, record_options, workload
 from pars.errors import INTERRUPTED, ParsError
 
 if TYPE_CHECKING:
     from pars.prove.engine.step_time import EnginePreset
-    from pars.prove.workload.scores import Source
-
-PATH = click.Path(path_type=Path)
-at_least_one = click.IntRange(min=1)
-_F = TypeVar("_F", bound=Callable[..., Any])
-
-_RECORD_OPTIONS = (
-    click.option(
-        "--records", type=PATH, help="Prompts with answers or answer lengths, a line each."
-    ),
-    click.option("--requests", type=PATH, help="Of a batch: what --records answers."),
-    click.option("--prompt-field", help="The prompt's field, as a.b.c.  [default: found]"),
-    click.option("--answer-field", help="The answer's text, to be counted.  [default: found]"),
-    click.option("--length-field", help="The answer's length.  [default: found]"),
-    click.option(
-        "--length-unit",
-        type=click.Choice(LENGTH_UNITS),
-        help="Of the lengths; words and characters are turned into tokens (4/3 and 1/4 of one)."
-        "  [default: by the field's name, else tokens]",
-    ),
-    click.option("--where", multiple=True, metavar="FIELD=VALUE", help="Only such rows; repeats."),
-    click.option(
-        "--allow-truncated", is_flag=True, help="Take the whole rows of a file cut short."
-    ),
-    click.option("--num-requests", type=at_least_one, help="[default: a request for each row]"),
-    click.option(
-        "--max-prompt-tokens", type=at_least_one, help="Leave requests with longer prompts out."
-    ),
-    click.option("--max-output-tokens", type=at_least_one, help="Cut longer answers to this."),
-    click.option(
-        "--max-tokens", type=at_least_one, help="The client's limit where no row has one."
-    ),
-    click.option("--seed", type=int, default=0, show_default=True, help="Of draws and arrivals."),
-)
-
-
-def record_options(command: _F) -> _F:
-    """The options that say how records become requests."""
-    for add in reversed(_RECORD_OPTIONS):
-        command = add(command)
-    return command
 
 
 def comma_list(text: str) -> tuple[str, ...]:
     """The parts of "a,b,c"."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-_SOURCE_OPTIONS = (
-    click.option(
-        "--ranker",
-        "rankers",
-        multiple=True,
-        metavar="[NAME=]RANKER",
-        help="Folder, or module:object with score(list[str]), of the policy ranker, or of"
-        " ranker:NAME; repeats.  [default: the bundled one]",
-    ),
-    click.option(
-        "--scores",
-        multiple=True,
-        metavar="NAME=FILE",
-        help="Scores of any other system, for a policy NAME: JSON lines or CSV with request_id or"
-        " prompt, and score or expected_tokens; repeats.",
-    ),
-)
-
-
-def source_options(command: _F) -> _F:
-    """The options that say by whose scores policies order."""
-    for add in reversed(_SOURCE_OPTIONS):
-        command = add(command)
-    return command
-
-
-def sources_of(rankers: Sequence[str], scores: Sequence[str]) -> "dict[str, Source]":
-    """
-    What the options name, by what a policy orders by: "ranker", "ranker:NAME", or NAME.
-
-    A folder whose own name has a = in it is one if it is there.
-    """
-    from pars.prove.workload.scores import FileSource, RankerSource, check_scores_name
-
-    sources: dict[str, Source] = {}
-    for text in rankers:
-        name, equals, ranker = text.partition("=")
-        is_named = equals and not Path(text).exists()
-        known, ranker = (f"ranker:{name}", ranker) if is_named else ("ranker", text)
-        if known in sources:
-            raise ParsError("--ranker: two for one name; name them apart: --ranker NAME=RANKER")
-        sources[known] = RankerSource(ranker)
-    for text in scores:
-        name, equals, path = text.partition("=")
-        if not (equals and path):
-            raise ParsError(f"--scores {text}: want NAME=FILE")
-        check_scores_name(name)
-        if name in sources:
-            raise ParsError(f"--scores {text}: two files for one name")
-        sources[name] = FileSource(Path(path))
-    return sources
-
-
-@click.command()
-@record_options
-@click.option(
-    "--arrivals",
-    type=click.Choice(["poisson", "gamma", "burst", "trace"]),
-    help="When requests come.  [default: trace with --trace, else poisson]",
-)
-@click.option("--rate", type=float, help="Requests a second on average; a trace is scaled to it.")
-@click.option(
-    "--cv", type=float, help="Of gamma: the intervals' standard deviation over their mean."
-)
-@click.option(
-    "--trace",
-    type=PATH,
-    help="Arrivals and tokens: CSV, JSON lines or Parquet, in the columns of Azure's, BurstGPT's or"
-    " Mooncake's traces or of a log. With --records it only says when.",
-)
-@click.option("--output", type=PATH, required=True, help="The workload, as JSON lines.")
-def workload(output: Path, where: tuple[str, ...], arrivals: str | None, **asked: Any) -> None:
-    """Join prompts that have known answer lengths with arrivals, for bench and simulate."""
-    from pars.prove.workload.make_workload import WorkloadPlan, make_workload
-    from pars.prove.workload.workload import write_workload
-
-    arrivals = arrivals or ("trace" if asked["trace"] else "poisson")
-    facts, requests = make_workload(
-        WorkloadPlan(where=conditions(where), arrivals=arrivals, **asked)
-    )
-    write_workload(output, facts, requests)
-    click.echo(f"{output}: {_described(facts)}")
-
-
-def _described(facts: dict[str, Any]) -> str:
-    rate = facts.get("mean_rate")
-    parts = [f"{facts['num_requests']:,} requests"]
-    if facts["num_prompts"]:
-        parts.append(f"{facts['num_prompts']:,} prompts")
-    parts.append(f"{rate:g} a second ({facts['arrivals']})" if rate else "all at once")
-    parts.append(f"lengths from {facts['lengths_from']}")
-    for reason, count in facts.get("left_out", {}).items():
-        parts.append(f"left out: {count:,} ({reason})")
-    if facts.get("num_skipped_empty") and "left_out" not in facts:
-        parts.append(f"{facts['num_skipped_empty']:,} rows without an answer left out")
-    if facts.get("num_skipped_long"):
-        parts.append(f"{facts['num_skipped_long']:,} longer prompts left out")
-    if facts.get("num_out_of_order"):
-        parts.append(f"{facts['num_out_of_order']:,} rows put into the order of their times")
-    return "; ".join(parts)
 
 
 @click.command()
@@ -221,7 +80,7 @@ def simulate(fit: Path | None, vllm_python: Path | None, **asked: Any) -> None:
     if asked["output_dir"] is None:
         raise ParsError("give --output-dir for the result")
     is_whole = vllm_python is not None or _simulate(asked)
-    from pars.prove.report.latency import parse_limits
+    from pars.prove.report.goodput import parse_limits
     from pars.prove.report.report import write_report
 
     click.echo(write_report(asked["output_dir"], parse_limits(asked["goodput"])))
@@ -230,7 +89,7 @@ def simulate(fit: Path | None, vllm_python: Path | None, **asked: Any) -> None:
 
 
 def _simulate(asked: dict[str, Any]) -> bool:
-    from pars.prove.report.latency import parse_limits
+    from pars.prove.report.goodput import parse_limits
     from pars.prove.report.sweep import SweepPlan, run_sweep
 
     parse_limits(asked["goodput"])
@@ -290,7 +149,7 @@ def _workload_of_records(
     facts, requests = make_workload(plan)
     path: Path = asked["output_dir"] / "workload.jsonl"
     write_workload(path, facts, requests)
-    click.echo(f"{path}: {_described(facts)}")
+    click.echo(f"{path}: {described(facts)}")
     return path, rates or loads_around(requests, preset)
 
 

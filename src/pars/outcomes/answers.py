@@ -10,17 +10,22 @@ the one that ends an answer and those that tell usage. In JSON a quotation mark 
 escaped, so that no text can look like such a field.
 """
 
-import json
 import re
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
 
+from pars.outcomes.answer_fields import (
+    has_token,
+    json_of,
+    reasons_of,
+    sum_of,
+    usage_object_of,
+    usage_of,
+)
 from pars.request.body import ByteBudget
 
 MAX_HELD_BYTES = 256 << 10  # of a JSON body, or of one line of a stream
-MAX_TOKENS = 1 << 31
 EVENTS_A_TOKEN, EVENTS_BESIDES = 2, 8  # beyond what any engine sends for a number of tokens
 
 # Why the length of an answer is known, or is not.
@@ -37,16 +42,6 @@ UNKNOWN = (
     "bad_usage",  # no count, or one that the stream's events belie
 )
 
-REASONS = {
-    "end_turn": "stop",  # Anthropic's names
-    "stop_sequence": "stop",
-    "max_tokens": "length",
-    "tool_use": "tool_calls",
-    "max_output_tokens": "length",  # of /v1/responses
-    "completed": "stop",
-    "failed": "error",
-    "cancelled": "abort",
-}
 CUT_SHORT_FIRST = ("error", "abort", "length")  # one answer of several that did not end by itself
 
 # Every event is searched for an ending; for all that says something those at both ends of a stream.
@@ -186,17 +181,18 @@ class _Json(_Body):
     def told(self) -> AnswerFacts:
         if self._is_too_large:
             return AnswerFacts(known="too_large")
-        value = _parsed(b"".join(self._pieces))
+        value = json_of(b"".join(self._pieces))
         answers = value if isinstance(value, list) else [value]
         if not answers or not all(isinstance(answer, dict) for answer in answers):
             return AnswerFacts(known="not_json")
         usages = []
         for answer in answers:
-            self._reasons += _reasons(answer)
-            usages.append(_usage(answer))
-        prompt_tokens, answer_tokens = _sum(it[0] for it in usages), _sum(it[1] for it in usages)
+            self._reasons += reasons_of(answer)
+            usages.append(usage_of(answer))
+        prompt_tokens = sum_of(it[0] for it in usages)
+        answer_tokens = sum_of(it[1] for it in usages)
         if answer_tokens is None:
-            has_usage = any(_usage_object(answer) for answer in answers)
+            has_usage = any(usage_object_of(answer) for answer in answers)
             known = "bad_usage" if has_usage else "no_usage"
             return AnswerFacts(known=known, finish_reason=self._reason())
         return AnswerFacts(
@@ -259,28 +255,28 @@ class _Events(_Body):
             self._is_done = True
             self._num_data -= 1
         elif _SPEAKS.search(line):
-            event = _parsed(line)
+            event = json_of(line)
             if isinstance(event, dict):
-                reasons = _reasons(event)
+                reasons = reasons_of(event)
                 self._reasons += reasons
-                self._num_data -= reasons in ([], ["error"]) and not _has_token(event)
+                self._num_data -= reasons in ([], ["error"]) and not has_token(event)
 
     def told(self) -> AnswerFacts:
         if self._rest:  # a last line that lacks its end
             self._count(self._rest + b"\n")
             self._rest = b""
         self._look_through()
-        first, last = _parsed(self._first_usage), _parsed(self._last_usage)
+        first, last = json_of(self._first_usage), json_of(self._last_usage)
         if isinstance(last, dict) and last.get("choices") == []:
             self._num_data -= 1
         num_events = max(0, self._num_deltas if self._has_names else self._num_data)
-        prompt_tokens, answer_tokens = _usage(last)
+        prompt_tokens, answer_tokens = usage_of(last)
         if prompt_tokens is None and isinstance(first, dict):  # where Anthropic's interface has it
-            prompt_tokens = _usage(first.get("message"))[0]
+            prompt_tokens = usage_of(first.get("message"))[0]
         ends = bool(self._reasons) or self._is_done or answer_tokens is not None
         self.broke_off = "error" in self._reasons or not ends
         known = "events" if answer_tokens is None else "usage"
-        if _usage_object(last) and (
+        if usage_object_of(last) and (
             answer_tokens is None or num_events > EVENTS_A_TOKEN * answer_tokens + EVENTS_BESIDES
         ):
             known, answer_tokens = "bad_usage", None
@@ -291,83 +287,3 @@ class _Events(_Body):
             is_exact=answer_tokens is not None,
             finish_reason=self._reason(),
         )
-
-
-def _parsed(data: bytes | None) -> Any:
-    """The JSON value, or None where it is none."""
-    try:
-        return None if data is None else json.loads(data)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _reasons(event: dict[str, Any]) -> list[str]:
-    """Why answers ended, as far as a body or an event says it."""
-    delta, response = _object(event, "delta"), _object(event, "response")
-    found = [_object(event, "meta_info").get("finish_reason")]
-    found += [event.get("stop_reason"), delta.get("stop_reason")]
-    choices = event.get("choices")
-    for choice in choices if isinstance(choices, list) else ():
-        found.append(choice.get("finish_reason") if isinstance(choice, dict) else None)
-    for answer in (event, response):
-        if answer.get("object") == "response" and answer.get("status") not in (
-            "in_progress",
-            "queued",
-        ):
-            found.append(_object(answer, "incomplete_details").get("reason"))
-            found.append(answer.get("status") if found[-1] is None else None)
-    if event.get("error") or response.get("error"):
-        found.append("error")
-    names = (it.get("type") if isinstance(it, dict) else it for it in found)
-    return [REASONS.get(name, name[:32]) for name in names if isinstance(name, str)]
-
-
-def _has_token(event: dict[str, Any]) -> bool:
-    """Whether a choice of the event brings anything but its role."""
-    choices = event.get("choices")
-    for choice in choices if isinstance(choices, list) else ():
-        if isinstance(choice, dict) and (
-            choice.get("text")
-            or any(value for name, value in _object(choice, "delta").items() if name != "role")
-        ):
-            return True
-    return False
-
-
-def _usage_object(event: Any) -> dict[str, Any]:
-    """Usage at the place where one of the interfaces has it; empty if nowhere."""
-    if not isinstance(event, dict):
-        return {}
-    return (
-        _object(event, "usage")
-        or _object(_object(event, "response"), "usage")
-        or _object(event, "meta_info")
-    )
-
-
-def _usage(event: Any) -> tuple[int | None, int | None]:
-    """Tokens of the prompt and of the answer; None where it is no count."""
-    usage = _usage_object(event)
-    prompt = usage.get("prompt_tokens", usage.get("input_tokens"))
-    answer = usage.get("completion_tokens", usage.get("output_tokens"))
-    return _count_or_none(prompt), _count_or_none(answer)
-
-
-def _count_or_none(value: Any) -> int | None:
-    is_count = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_TOKENS
-    return value if is_count else None
-
-
-def _sum(counts: Iterable[int | None]) -> int | None:
-    """The sum, or None if one is not known."""
-    total = 0
-    for count in counts:
-        if count is None:
-            return None
-        total += count
-    return total
-
-
-def _object(value: dict[str, Any], name: str) -> dict[str, Any]:
-    field = value.get(name)
-    return field if isinstance(field, dict) else {}

@@ -23,9 +23,9 @@ from pars.prove.report.latency import Figures, columns, ended_well, figures
 from pars.prove.report.report import tables_of
 from pars.prove.report.times import RequestTimes, Result, Run
 from pars.prove.workload.contenders import Contender
+from pars.prove.workload.score_files import FileSource
 from pars.prove.workload.scores import (
     ArraySource,
-    FileSource,
     RankerSource,
     Scores,
     Source,

@@ -27,7 +27,7 @@ from pars.scheduling.trust import Trust, read_key_offsets_s, read_proxies
 
 if TYPE_CHECKING:
     from pars.outcomes.drift import DriftSettings
-    from pars.outcomes.writer import OutcomeLimits
+    from pars.outcomes.limits import OutcomeLimits
 
 PREFIX = "PARS_"
 NO_OVERTAKE_BOUND = -math.inf  # none is given
@@ -336,7 +336,7 @@ class Settings:
 
     def outcome_limits(self) -> "OutcomeLimits":
         """What may be kept of finished requests; imports the redaction hook."""
-        from pars.outcomes.writer import OutcomeLimits, load_redact
+        from pars.outcomes.limits import OutcomeLimits, load_redact
 
         return OutcomeLimits(
             max_bytes=self.outcome_max_bytes,

@@ -39,9 +39,10 @@ from pars.learn.training.calibration import lengths_if_whole
 from pars.learn.training.config import LITE_DEFAULTS, TrainConfig
 from pars.learn.training.data import training_data
 from pars.learn.training.export import export_ranker
+from pars.learn.training.models import new_model
 from pars.learn.training.processes import Processes, joined_processes
 from pars.learn.training.state import Stopped
-from pars.learn.training.train import Training, new_model
+from pars.learn.training.train import Training
 from pars.learn.training.warm_start import warm_start
 from pars.outcomes.records import read_outcomes
 from pars.ranking.intervals import bootstrap, bootstrap_difference

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pars.learn.training.models import EncoderModel, EncoderRanker
+from pars.learn.training.models import EncoderModel
+from pars.learn.training.networks import EncoderRanker
 
 NAMES = ["input_ids", "attention_mask"]
 WEIGHTS_A_SCALE = 128

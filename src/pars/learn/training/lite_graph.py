@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pars.learn.training.models import PAIR_FACTORS, LiteModel, LiteRanker
+from pars.learn.training.models import LiteModel
+from pars.learn.training.networks import PAIR_FACTORS, LiteRanker
 
 OPSET, IR_VERSION = 18, 9  # what ONNX Runtime 1.17 reads
 NUM_POOLED = 5  # vectors of a prompt: the words' mean, and mean and maximum of two sizes of window

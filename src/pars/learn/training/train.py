@@ -12,11 +12,8 @@ scores are gathered, and each computes the loss of the whole batch: the gradient
 one process with the same batch size.
 """
 
-import os
-import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,8 +29,10 @@ from pars.learn.training.calibration import lengths_if_whole
 from pars.learn.training.config import REPORTED, TrainConfig, plain, with_epochs
 from pars.learn.training.data import TrainingData, read_training_data
 from pars.learn.training.export import check_replaceable, export_ranker
-from pars.learn.training.models import LiteModel, PromptModel, load_encoder, load_weights
-from pars.learn.training.processes import Processes, joined_processes
+from pars.learn.training.losses import LOSS_FUNCTIONS
+from pars.learn.training.models import LiteModel, PromptModel, load_weights, new_model
+from pars.learn.training.processes import Processes, joined_processes, low_precision
+from pars.learn.training.report import draw_learning_curve, epoch_line, progress_bar, say
 from pars.learn.training.state import (
     BEST_FILE,
     LAST_FILE,
@@ -48,22 +47,6 @@ from pars.request.conversation import as_read, message_of, teaches_notes
 
 # A batch is encoded in passes of prompts of like length; a CPU pays for padding, so in small ones.
 PROMPTS_PER_PASS = {"cpu": 32, "cuda": 256}
-
-
-def margin_loss(longer: Tensor, shorter: Tensor, certainty: Tensor, margin: float) -> Tensor:
-    """MarginRankingLoss of PARS: mean of max(0, margin - (longer - shorter)), both [num_pairs]."""
-    return torch.relu(margin - (longer - shorter)).mean()
-
-
-def logistic_loss(longer: Tensor, shorter: Tensor, certainty: Tensor, margin: float) -> Tensor:
-    """RankNet (Burges et al. 2005): cross entropy of sigmoid(longer - shorter) and certainty."""
-    return nn.functional.binary_cross_entropy_with_logits(longer - shorter, certainty)
-
-
-LOSS_FUNCTIONS: dict[str, Callable[[Tensor, Tensor, Tensor, float], Tensor]] = {
-    "margin": margin_loss,
-    "logistic": logistic_loss,
-}
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -130,7 +113,7 @@ class Training:
     def _epoch(self, stop: Callable[[], bool]) -> None:
         progress, started = self.progress, time.perf_counter()
         title = f"Epoch {progress.epoch + 1}/{self.config.num_epochs}"
-        bar = _progress_bar(len(self.batches), progress.step, title, self.processes.is_first)
+        bar = progress_bar(len(self.batches), progress.step, title, self.processes.is_first)
         self.network.train()
         for step, batch in enumerate(self.batches.epoch(progress.epoch)):
             if step < progress.step:
@@ -223,7 +206,7 @@ class Training:
         progress.next_epoch(entry)
         if not self.processes.is_first:
             return
-        say(_epoch_line(entry))
+        say(epoch_line(entry))
         if is_best:
             self.saved.save_weights(BEST_FILE)
         self.saved.save_weights(LAST_FILE)
@@ -268,7 +251,7 @@ class Training:
         }
         write_json(config.output_dir / "metrics.json", metrics)
         self._export(metrics, row_scores)
-        _draw_learning_curve(progress.history, config.output_dir / "learning_curve.png")
+        draw_learning_curve(progress.history, config.output_dir / "learning_curve.png")
         return metrics
 
     def _interval(self, scores: NDArray[np.float64]) -> dict[str, float | None] | None:
@@ -310,63 +293,3 @@ class Training:
             held_out=self.validation.prompts,
             reads_notes=self.reads_notes,
         )
-
-
-def new_model(config: TrainConfig, prompts: list[str]) -> PromptModel:
-    """The model that `config` asks for, untrained but for an encoder's own weights."""
-    if config.num_workers:
-        os.environ.setdefault("RAYON_NUM_THREADS", str(config.num_workers))  # tokenizers' threads
-    if config.model == "lite":
-        return LiteModel.untrained(prompts, config.max_length)
-    return load_encoder(config.model_name, config.max_length)
-
-
-def low_precision(config: TrainConfig, device: torch.device) -> torch.dtype | None:
-    """
-    The type of an encoder's matrix products in training, beside float32 for all else; None: that.
-
-    A CPU that multiplies bfloat16 itself (AVX-512 BF16, AMX) takes it: a step of MiniLM then takes
-    0.4 of the time. Others only emulate it.
-    """
-    if config.precision == "bfloat16":
-        return torch.bfloat16
-    if config.precision == "float32" or config.model == "lite":  # which has hardly any products
-        return None
-    if device.type == "cuda":
-        return torch.float16
-    told = (getattr(torch.cpu, f"_is_{it}_supported", None) for it in ("avx512_bf16", "amx_tile"))
-    return torch.bfloat16 if any(is_there and is_there() for is_there in told) else None
-
-
-def _progress_bar(total: int, done: int, title: str, is_shown: bool) -> Any:
-    from tqdm import tqdm
-
-    # A terminal sees it move; a log file gets a line now and then.
-    every_s = 0.2 if sys.stderr.isatty() else 10.0
-    return tqdm(
-        total=total, initial=done, desc=title, unit="batch", disable=not is_shown, leave=False,
-        mininterval=every_s, miniters=1 if sys.stderr.isatty() else None,
-    )  # fmt: skip
-
-
-def say(line: str) -> None:
-    """A line for the person who waits, beside the progress bar."""
-    print(line, file=sys.stderr, flush=True)  # noqa: T201 - training is a command's whole report
-
-
-def _epoch_line(entry: dict[str, Any]) -> str:
-    tau = "" if entry["tau_b"] is None else f", tau-b {entry['tau_b']:.4f}"
-    return (
-        f"Epoch {entry['epoch']}: train loss {entry['train_loss']:.4f}, val loss "
-        f"{entry['val_loss']:.4f}, val accuracy {entry['val_accuracy']:.4f}{tau}, "
-        f"{entry['train_s']:.1f} s"
-    )
-
-
-def _draw_learning_curve(history: list[dict[str, Any]], path: Path) -> None:
-    try:
-        from pars.learn.evaluation.plots import learning_curve
-    except ImportError:
-        say("no learning_curve.png: it needs the 'plot' extra")
-        return
-    learning_curve(history, path)

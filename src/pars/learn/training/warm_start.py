@@ -21,7 +21,8 @@ from torch import nn
 from pars.errors import RankerError
 from pars.learn.data.tables import first_line
 from pars.learn.training.lite_graph import read_lite_graph
-from pars.learn.training.models import LiteModel, LiteRanker
+from pars.learn.training.models import LiteModel
+from pars.learn.training.networks import LiteRanker
 from pars.ranking.ranker import MODEL_FILE, TOKENIZER_FILE, Ranker
 from pars.ranking.ranker_info import RankerInfo
 from pars.request.conversation import message_of

@@ -1,7 +1,7 @@
 """
 From every request's times to the figures: how long people wait, and how much is done.
 
-    for row in figures(result, limits=parse_limits("ttft_s:0.5,ntpot_s:0.1")):
+    for row in figures(result, limits={"ttft_s": 0.5, "ntpot_s": 0.1}):
         print(row.policy, row.rate, row.measures["ntpot_s"].mean)
 
 Delays count from when a request was *due*, so a client that is late cannot flatter a slow server
@@ -21,13 +21,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pars.errors import ParsError
 from pars.prove.report.times import RequestTimes, Result, Run, bucket_s
 
 FloatArray = NDArray[np.float64]
 
 MEASURES = ("ttft_s", "tpot_s", "itl_s", "e2e_s", "ntpot_s")
-LIMITED = ("ttft_s", "tpot_s", "e2e_s", "ntpot_s", "longest_itl_s")
 THIRDS = ("short", "middle", "long")
 
 
@@ -98,26 +96,6 @@ class Figures:
     largest_stall_s: float | None
     scoring_s: float | None
     interrupted: bool
-
-
-def parse_limits(text: str) -> dict[str, float]:
-    """
-    Limits of goodput, "ttft_s:0.5,ntpot_s:0.1", by measure, in seconds.
-
-    Raises:
-        ParsError: a measure is unknown, or a limit is not a positive number.
-    """
-    limits = {}
-    for part in filter(None, map(str.strip, text.split(","))):
-        name, _, value = part.partition(":")
-        try:
-            limits[name] = float(value)
-        except ValueError:
-            limits[name] = 0.0
-        if name not in LIMITED or not 0 < limits[name] < float("inf"):
-            known = ", ".join(LIMITED)
-            raise ParsError(f"--goodput: {part!r}: want MEASURE:SECONDS with one of {known}")
-    return limits
 
 
 def columns(requests: Sequence[RequestTimes]) -> dict[str, FloatArray]:

@@ -58,7 +58,7 @@ def write_report(folder: Path, limits: Mapping[str, float] | None = None) -> str
     Make report.json and report.html beside the requests of a result; returns the tables.
 
     Args:
-        limits: Of goodput, by measure (`latency.parse_limits`).
+        limits: Of goodput, by measure (`goodput.parse_limits`).
 
     Raises:
         DataError: the folder holds no result.

@@ -1,4 +1,4 @@
-# Everything lands in .venv/, .engine/, .sglang/ and build/ of this folder; the system is left alone.
+# Everything lands in .venv/, .engine/, .sglang/, .llamacpp/ and build/ of this folder; the system is left alone.
 PYTHON ?= python3
 # torch's CPU build. Where pip would fetch a CUDA build of several GB, name an index that has the
 # CPU one: make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 VENV := .venv
 PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: help demo test check lint format engine sglang test-sglang bench clean
+.PHONY: help demo test check lint format engine sglang llamacpp test-sglang bench clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 13
 
@@ -35,6 +35,9 @@ engine: ## a real vLLM for the CPU in .engine/ (3 minutes, 2 GB)
 sglang: ## a real SGLang for the CPU in .sglang/ (2 minutes, 1.7 GB)
 	PYTHON=$(PYTHON) TORCH_INDEX=$(TORCH_INDEX) bash engine/sglang/setup.sh
 
+llamacpp: ## a real llama.cpp with a real small model in .llamacpp/ (10 seconds, 350 MB)
+	PYTHON=$(PYTHON) bash engine/llamacpp/setup.sh
+
 test-sglang: sglang $(VENV)/.test ## the tests on a real SGLang (3 minutes more)
 	$(VENV)/bin/python -m pytest -m sglang tests/test_sglang.py
 
@@ -42,7 +45,7 @@ bench: $(VENV)/.test ## every benchmark, one after the other (leave the machine 
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash benchmarks/all.sh
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) .engine .sglang build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .engine .sglang .llamacpp build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # Stamps, so that each environment is made once and again when pyproject.toml changes.
 $(VENV)/.train: pyproject.toml

@@ -125,6 +125,8 @@ def setting_option(name: str) -> Callable[[Any], Any]:
 @setting_option("learn")
 @setting_option("state")
 @setting_option("engine")
+@setting_option("hold")
+@setting_option("slots")
 @setting_option("max_slowdown")
 @setting_option("max_overtake_s")
 @setting_option("upstream_api_key_file")

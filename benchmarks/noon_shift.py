@@ -11,7 +11,7 @@ HOUR_S seconds, so that the records last. Who orders:
 
     fcfs               the order of arrival
     fixed              a lite ranker trained on yesterday's traffic, all of it Alpaca's
-    fixed, watched     the same, put out of use by `outcomes.drift` when it is worse than useless
+    fixed, watched     the same, disabled by `outcomes.drift` when it is worse than useless
     rule               shorter prompts get longer answers: true of Alpaca, not of ShareGPT
     rule, watched      the same, with `pars.outcomes.drift`
     wrong              fixed upside down, the long first: a mistake in somebody's labels
@@ -147,7 +147,7 @@ class Order:
 
 
 class RankerOrder(Order):
-    """By a ranker, which `drift` may put out of use."""
+    """By a ranker, which `drift` may disable."""
 
     def __init__(self, name: str, day: Day, ranker: object, drift: Drift | None = None) -> None:
         super().__init__(name, day, "fcfs")
@@ -172,7 +172,7 @@ class RankerOrder(Order):
             return
         self.drift.observe(self.expected[number], self.day.tokens[number])
         if self.drift.is_due and self.drift.judge():
-            what = "in use again" if self.drift.is_useful else "out of use"
+            what = "enabled again" if self.drift.is_useful else "disabled"
             self.events.append(f"{clock(now_s)} {self.name}: {what}, tau-b {self.drift.tau_b}")
 
     def end_day(self) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from pars.cli.main import commands
 
@@ -152,3 +153,12 @@ def anchors(page: Path) -> set[str]:
     """The names that GitHub gives a page's headings."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(), flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", it.lower()).strip().replace(" ", "-") for it in headings}
+
+
+def test_every_commands_summary_fits_its_line():
+    """In a terminal of 80 columns none is cut to "..."."""
+    done = CliRunner().invoke(commands, ["--help"], terminal_width=80)
+
+    summaries = done.output.partition("Commands:\n")[2].splitlines()
+    assert len(summaries) >= len(commands.commands)
+    assert [line for line in summaries if line.endswith("...")] == []

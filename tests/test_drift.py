@@ -1,4 +1,4 @@
-"""Drift: tau-b over a window, its interval, and when a ranker is put out of use and back."""
+"""Drift: tau-b over a window, its interval, and when a ranker is disabled and enabled."""
 
 import gzip
 import heapq

@@ -1,4 +1,4 @@
-"""A ranker that orders worse than chance is put out of use, and comes back when it orders again."""
+"""A ranker that orders worse than chance is disabled, and comes back when it orders again."""
 
 import json
 from collections.abc import Iterator
@@ -104,12 +104,12 @@ def test_a_limit_of_minus_one_only_measures(tmp_path: Path):
 
 
 def test_without_drift_nothing_is_measured(tmp_path: Path):
-    """PARS_DRIFT=0 leaves the metrics out."""
+    """PARS_DRIFT=0 leaves the ranker's metrics out."""
     with judged_gateway(tmp_path, drift=False) as (url, app, _):
         chat(url, 10, 10)
 
         assert app.registry.get_sample_value("pars_ranker_in_use") is None
-        assert app.registry.get_sample_value("pars_answers_total", {"length": "usage"}) is None
+        assert app.registry.get_sample_value("pars_ranker_tau_b") is None
 
 
 # What counts

@@ -117,7 +117,7 @@ class NumberList(click.ParamType):  # type: ignore[type-arg]  # generic in newer
     type=click.FloatRange(min=0, min_open=True),
     default=1800.0,
     show_default=True,
-    help="Without a byte from the server a request has failed.",
+    help="Count a request as failed after this long without data from the server.",
 )
 @click.option("--extra-body", default="{}", metavar="JSON", help="Fields for every request's body.")
 @click.option(
@@ -128,9 +128,10 @@ class NumberList(click.ParamType):  # type: ignore[type-arg]  # generic in newer
 )
 def bench(url: str, goodput: str, **asked: Any) -> None:
     """
-    Measure what each policy is worth on the live engine at URL.
+    Measure what each policy is worth on a live engine.
 
-    Policies take turns over the same requests, sent when they are due (open loop).
+    URL is the engine, or a gateway before it. Policies take turns over the same requests, sent when
+    they are due (open loop).
     """
     from pars.prove.live.bench import run_bench
     from pars.prove.report.goodput import parse_limits
@@ -176,7 +177,7 @@ def _json_object(option: str, text: str) -> Mapping[str, Any]:
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--goodput", default="", metavar="LIMITS", help="As for `pars bench`.")
 def report(folder: Path, goodput: str) -> None:
-    """Make the tables, report.json and report.html of a result FOLDER anew."""
+    """Write the tables and pages of a result FOLDER again."""
     from pars.prove.report.goodput import parse_limits
 
     _report(folder, parse_limits(goodput))
@@ -224,9 +225,10 @@ def fake_engine(
     model: str,
 ) -> None:
     """
-    Serve an OpenAI-compatible engine without a model: vLLM's scheduling, a step model's times.
+    Serve an OpenAI-compatible engine without a model.
 
-    For tests and benchmarks of what stands before an engine. Its answers make no sense.
+    vLLM's scheduling, a step model's times: for tests and benchmarks of what stands before an
+    engine. Its answers make no sense.
     """
     from pars.prove.engine.step_time import EnginePreset
     from pars.prove.fake_engine.server import FakeEngine

@@ -41,7 +41,7 @@ DEFAULT_KEY_ENV = "OPENAI_API_KEY"
 )
 @click.option("--max-retries", type=int, default=8, show_default=True, help="Of one answer.")
 def collect(api_key_env: str | None, extra_body: str | None, **options: Any) -> None:
-    """Ask an endpoint for answers to prompts, and keep how long each became."""
+    """Ask an endpoint for answers and keep how long each became."""
     need("pars collect", ("httpx", "tqdm"))
     from pars.learn.collect.collect import collect as run
     from pars.learn.collect.config import CollectConfig, parse_extra_body

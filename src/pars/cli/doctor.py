@@ -41,10 +41,10 @@ from pars.scheduling.policies.shortest_first import DEFAULT_MAX_OVERTAKE_S
     help="Also fill the server for some seconds and see whether it admits by priority. It must be"
     " idle.",
 )
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def doctor(as_json: bool, **options: Any) -> None:
     """
-    Say in one screen whether pars can help a server, and what to change.
+    Say whether pars can help a server, and what to change.
 
     Nothing is sent but requests for its pages, unless --probe. Exit code 0: no line is a problem;
     1: one is; 2: the options make no sense, or the outcomes cannot be read.

@@ -73,7 +73,7 @@ def conditions(where: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
     "Never put one prompt in both splits.",
 )
 def prepare(output_dir: Path, where: tuple[str, ...], **options: Any) -> None:
-    """Make training data: rows and pairs from prompts and their answers (or answer lengths)."""
+    """Make training data of prompts and their answers, or lengths."""
     from pars.learn.data.prepare import prepare as run
     from pars.learn.data.prepare import render_report
     from pars.learn.data.prepare_config import PrepareConfig
@@ -140,7 +140,7 @@ def prepare(output_dir: Path, where: tuple[str, ...], **options: Any) -> None:
     help="An output folder to continue after Ctrl-C, or a .pt whose weights to start from.",
 )
 def train(preset: str | None, model: str | None, **options: Any) -> None:
-    """Train a ranker from pairs of prompts, or from prompts with answer lengths."""
+    """Train a ranker from pairs of prompts or from answer lengths."""
     need("pars train", TRAINING)
     from pars.learn.training.config import TrainConfig, check_effect, with_preset
     from pars.learn.training.train import train as run
@@ -221,7 +221,7 @@ def evaluate(
     resamples: int,
     output_dir: Path | None,
 ) -> None:
-    """Compare a ranker's order of prompts with that of their answers' lengths."""
+    """Compare a ranker's order with that of the answers' lengths."""
     from pars.files import write_json
 
     if online is not None:
@@ -270,12 +270,12 @@ def _evaluate_online(records: Path, where: tuple[str, ...], as_json: bool) -> No
 @click.option("--data", type=FILE, required=True, help="Prompts with several answers, or lengths.")
 @click.option("--where", multiple=True, metavar="FIELD=VALUE", help="Keep only such rows; repeats.")
 @click.option("--resamples", type=int, default=1000, show_default=True, help="For the intervals.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of answers and pairs drawn.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Random seed for sampling.")
 @click.option("--output-dir", type=FOLDER, help="Also write noise.json.")
 def noise(
     data: Path, where: tuple[str, ...], resamples: int, seed: int, output_dir: Path | None
 ) -> None:
-    """Tell from repeated answers how well any ranker could order, and which pairs to train on."""
+    """Estimate the best possible tau-b from repeated answers."""
     from pars.files import write_json
     from pars.learn.evaluation.noise import measure_noise
     from pars.learn.evaluation.noise_report import render

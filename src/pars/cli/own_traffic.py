@@ -45,7 +45,7 @@ def learn(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Train on own traffic; the new ranker serves if it orders the newest requests better."""
+    """Train on own traffic; the new ranker serves if it is better."""
     if sum([rollback, history, outcomes is not None]) != 1:
         raise ParsError("give one of --outcomes, --rollback and --history")
     if rollback:

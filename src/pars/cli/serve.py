@@ -76,7 +76,11 @@ def serve(
     max_body_bytes: int,
     num_threads: int | None,
 ) -> None:
-    """Score prompts over HTTP: /score, /score_batch, /compare, /compare_batch; docs at /docs."""
+    """
+    Score prompts over HTTP.
+
+    /score, /score_batch, /compare and /compare_batch, as PARS has them; docs at /docs.
+    """
     from pars.score_service.endpoint import Limits
     from pars.score_service.server import create_app, facts_of, scorer_from
     from pars.serving.client_protocol import ClientProtocol
@@ -145,7 +149,7 @@ def setting_option(name: str) -> Callable[[Any], Any]:
     type=click.FloatRange(min=0),
     default=600.0,
     show_default=True,
-    help="Without a byte from the upstream; 0 waits for ever.",
+    help="Give up after this long without data from the upstream (0: never).",
 )
 @click.option(
     "--max-connections",
@@ -177,10 +181,11 @@ def gateway(
     **chosen: Any,
 ) -> None:
     """
-    Proxy an OpenAI-compatible server and give each request a priority, so that short ones go first.
+    Proxy an engine and give each request a priority.
 
-    PARS_API_KEYS, separated by commas, are asked of clients; PARS_UPSTREAM_API_KEY is sent to the
-    upstream. More settings: docs/serving.md.
+    Short requests go first, before any OpenAI-compatible server. Clients must send one of the keys
+    in PARS_API_KEYS, which commas part; PARS_UPSTREAM_API_KEY is sent to the upstream. More
+    settings: docs/serving.md.
     """
     from pars.serving.gateway import UVICORN_OPTIONS, Gateway
     from pars.serving.upstream import Upstream

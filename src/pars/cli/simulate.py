@@ -68,9 +68,10 @@ def comma_list(text: str) -> tuple[str, ...]:
 @click.option("--output-dir", type=PATH, help="Gets requests.jsonl, report.json and report.html.")
 def simulate(fit: Path | None, vllm_python: Path | None, **asked: Any) -> None:
     """
-    What each policy would be worth, in virtual time: no engine, no GPU.
+    Estimate what each policy is worth, in virtual time.
 
-    With --workload, or in one step with --records. A command that was stopped goes on where it was.
+    No engine and no GPU. With --workload, or in one step with --records. A command that was stopped
+    goes on where it was.
     """
     if vllm_python is not None:
         _run_there(vllm_python)

@@ -38,7 +38,13 @@ _RECORD_OPTIONS = (
     click.option(
         "--max-tokens", type=at_least_one, help="The client's limit where no row has one."
     ),
-    click.option("--seed", type=int, default=0, show_default=True, help="Of draws and arrivals."),
+    click.option(
+        "--seed",
+        type=int,
+        default=0,
+        show_default=True,
+        help="Random seed for sampling and arrivals.",
+    ),
 )
 
 
@@ -68,7 +74,7 @@ def record_options(command: _F) -> _F:
 )
 @click.option("--output", type=PATH, required=True, help="The workload, as JSON lines.")
 def workload(output: Path, where: tuple[str, ...], arrivals: str | None, **asked: Any) -> None:
-    """Join prompts that have known answer lengths with arrivals, for bench and simulate."""
+    """Join prompts of known answer lengths with arrivals."""
     from pars.prove.workload.make_workload import WorkloadPlan, make_workload
     from pars.prove.workload.workload import write_workload
 

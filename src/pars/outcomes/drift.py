@@ -7,8 +7,8 @@ Whether the ranker still orders: a rolling Kendall tau-b between what it predict
     drift.is_useful, drift.tau_b             # True, 0.412 [0.371, 0.453]
 
 Traffic changes, and an order by a prediction that is wrong is worse than the order of arrival. So
-the ranker is put out of use while the 95% interval of tau-b lies below `limit` as a whole, and back
-when it lies above as a whole; the interval's own width keeps the two apart. Whoever asks for
+the ranker is disabled while the 95% interval of tau-b lies below `limit` as a whole, and enabled
+again when it lies above as a whole; the interval's own width keeps the two apart. Whoever asks for
 priorities goes on scoring meanwhile, or nothing could tell that the ranker is useful again.
 
 What is seen are answers that ended, in the order in which they did. In a steady state these are as
@@ -17,7 +17,7 @@ waits, what is long still runs, and among those that end early the ones predicte
 truth. That pulls tau-b down, for a useful ranker not below 0: in tests/test_drift.py eight slots
 serve the shortest predicted first, without a bound on overtaking, from an idle start at twice
 their load, and a true 0.51 reads as 0.40 at the lowest. In an order by arrival the prediction has
-no part in who is seen; so a ranker that is out of use comes back by an honest figure.
+no part in who is seen; so a disabled ranker comes back by an honest figure.
 """
 
 import logging
@@ -53,7 +53,7 @@ class DriftSettings:
     Attributes:
         limit: Tau-b below which an order by the ranker does harm. At 0 it is as good as chance,
             and an order by chance has the mean wait of the order of arrival; below, the long go
-            first. -1: never put it out of use, only measure.
+            first. -1: never disable it, only measure.
         window: The last so many answers are compared.
         min_answers: No judgement before there are as many.
         judge_every: A judgement is due after so many more.

@@ -1,4 +1,4 @@
-"""Holds a serving ranker against the answers that come; while it does harm it is out of use."""
+"""Compares a serving ranker with the answers that come, and disables it while it does harm."""
 
 import asyncio
 import logging

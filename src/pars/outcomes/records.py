@@ -1,5 +1,5 @@
 """
-What became of finished requests: one JSON line each, in a folder that processes append to.
+The outcomes of finished requests: one JSON line each, in a folder that processes append to.
 
     DIR/
     ├── outcomes-20261124T150405Z-417-000001.jsonl   `Outcome`s; by start, process and number

@@ -3,7 +3,7 @@ How long answers are expected to be: by a ranker, by the one that learns, whiche
 
 A ranker that the user gave is asked for each request, and what it says is one signal more for the
 ranker that learns. Without one the bundled ranker orders, until enough is learned to order better
-than chance without it. A ranker that does harm is out of use meanwhile, and the queue is first
+than chance without it. A ranker that does harm is disabled meanwhile, and the queue is first
 come, first served.
 """
 

@@ -99,10 +99,11 @@ class Settings:
 
     ranker: str = _setting(
         "",
-        "ranker folder, one signal more for the ranker that learns; by default the bundled one"
-        " orders until that has learned to; `none`: first come, first served until then",
+        "ranker folder, or `module:object` with `score(list[str])`: one signal more for the ranker"
+        " that learns; by default the bundled one orders until that has learned to; `none`: first"
+        " come, first served until then",
         shown="the bundled one",
-        metavar="DIR",
+        metavar="RANKER",
     )
     learn: str = _setting(
         "on",
@@ -222,7 +223,7 @@ class Settings:
     )
     outcomes: str = _setting(
         "",
-        "folder for what became of each request; empty: nothing is kept",
+        "folder for the outcome of each request; empty: nothing is kept",
         metavar="DIR",
     )
     outcome_prompts: bool = _setting(False, "1: keep the scored texts too")
@@ -235,10 +236,10 @@ class Settings:
     outcome_redact: str = _setting(
         "", "`package.module:function`, called with each text before it is written"
     )
-    drift: bool = _setting(True, "0: do not hold the ranker against the answers")
+    drift: bool = _setting(True, "0: do not compare the ranker with the answers")
     drift_limit: float = _setting(
         0.0,
-        "tau-b below which the ranker is put out of use; -1: only measure",
+        "tau-b below which the ranker is disabled; -1: only measure",
         shown="0",
     )
     drift_window: int = _setting(1000, "the last so many answers count", least=3)
@@ -276,7 +277,7 @@ class Settings:
 
     @property
     def ranker_folder(self) -> Path:
-        """The folder of the ranker to load; of `none` too there is one, which is not loaded."""
+        """The folder, or module:object, of the ranker to load; of `none` too there is one."""
         from pars.ranking.ranker import bundled_ranker
 
         return Path(self.ranker) if self.ranker not in ("", "none") else bundled_ranker()

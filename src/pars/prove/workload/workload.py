@@ -93,7 +93,7 @@ class Workload:
             prompt_tokens: [num_requests]; None: about a quarter of the prompt's characters, or 1.
             arrivals_s: [num_requests], seconds that never fall; None: as `rate` says.
             rate: Poisson arrivals, requests a second; None: all at once.
-            seed: Of the arrivals.
+            seed: For the arrivals.
 
         Raises:
             DataError: the lists differ in length, or hold a wrong value.
@@ -138,7 +138,7 @@ class Workload:
             path: JSON lines, CSV, Parquet, … with a prompt, and an answer or its length.
             rate: Poisson arrivals, requests a second; None: all at once.
             num_requests: None: one for each row.
-            seed: Of draws and arrivals.
+            seed: For sampling and arrivals.
 
         Raises:
             DataError: the file is not what it must be.

@@ -106,7 +106,7 @@ def _parameter(argument: ast.arg, default: ast.expr | None) -> str:
 
 def _plain(annotation: ast.expr) -> str:
     """Without the quotes of a name that is defined later."""
-    return ast.unparse(annotation).replace("'", "").replace("GenerationRequest", "Request")
+    return ast.unparse(annotation).replace("'", "")
 
 
 def _prose(value: Any) -> str:

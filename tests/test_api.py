@@ -59,7 +59,7 @@ def test_type_checkers_know_the_names_that_load_late():
         for node in block.body
         for alias in node.names
     }
-    homes = {name: home if ":" in home else f"{home}:{name}" for name, home in pars._HOMES.items()}
+    homes = {name: f"{home}:{name}" for name, home in pars._HOMES.items()}
 
     assert typed == homes
     assert {*typed, "__version__"} == set(pars.__all__)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pars.errors import ParsError
-from pars.request.prompts import GenerationRequest, Prompt
+from pars.request.prompts import Prompt, Request
 from pars.scheduling.demand import Calibration, Demand, demand_of
 from pars.scheduling.keys import EPOCH_S, MAX_OFFSET_S
 from pars.scheduling.policies.shortest_first import (
@@ -88,7 +88,7 @@ def test_cost_is_capped_multiplied_and_has_a_prompt_part() -> None:
     Two answers capped at 50 tokens and 300 prompt tokens: the root of 100 * (100 + 300) is 200;
     uncapped at 450 tokens each, that of 900 * (900 + 700) is 1,200.
     """
-    request = GenerationRequest((Prompt("x", 300.0),), max_tokens=50, num_answers=2)
+    request = Request((Prompt("x", 300.0),), max_tokens=50, num_answers=2)
     assert demand_of(request, [450.0]).cost == 200.0
     long_prompt = replace(request, prompts=(Prompt("x", 700.0),))
     assert demand_of(long_prompt, [450.0], obey_limits=False).cost == 1200.0
@@ -104,15 +104,15 @@ def test_cost_rises_with_the_answer_and_with_the_prompt(
     answer: float, more: float, prompt: float, later: float
 ) -> None:
     """Neither a longer answer nor a longer prompt ever buys a better place."""
-    shorter = GenerationRequest((Prompt("x", prompt),))
-    longer = GenerationRequest((Prompt("x", prompt + later),))
+    shorter = Request((Prompt("x", prompt),))
+    longer = Request((Prompt("x", prompt + later),))
     cost, more_cost = demand_of(shorter, [answer]).cost, demand_of(longer, [answer + more]).cost
     assert cost <= more_cost * (1 + 1e-12)
 
 
 def test_prompts_of_a_list_add_up() -> None:
     """A list of two prompts costs the sum of both; min_tokens is a floor."""
-    request = GenerationRequest((Prompt("a", 0.0), Prompt("b", 0.0)), min_tokens=30)
+    request = Request((Prompt("a", 0.0), Prompt("b", 0.0)), min_tokens=30)
     assert demand_of(request, [10.0, 100.0]).cost == 130.0
 
 

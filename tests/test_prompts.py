@@ -10,8 +10,8 @@ from pars.request.prompts import (
     MAX_COUNT,
     READERS,
     UNTIL_FULL_TOKENS,
-    GenerationRequest,
     Prompt,
+    Request,
     head_and_tail,
     read_request,
     unread_request,
@@ -24,7 +24,7 @@ RESPONSES = "/v1/responses"
 MESSAGES = "/v1/messages"
 
 
-def read(path: str, **body: Any) -> GenerationRequest:
+def read(path: str, **body: Any) -> Request:
     request = read_request(path, body)
     assert request is not None
     return request
@@ -137,7 +137,7 @@ def test_batch_and_native_paths_are_read() -> None:
     two = [[{"role": "user", "content": "a"}], [{"role": "user", "content": "b"}]]
     assert texts("/v1/chat/completions/batch", messages=two) == ["a", "b"]
     native = read("/inference/v1/generate", token_ids=[1, 2], sampling_params={"max_tokens": 7})
-    assert native == GenerationRequest((Prompt(None, 2.0),), 7)
+    assert native == Request((Prompt(None, 2.0),), 7)
     sglang = read("/generate", text="hi", sampling_params={"max_new_tokens": 9})
     assert (sglang.prompts[0].text, sglang.max_tokens) == ("hi", 9)
     assert texts("/invocations", messages=two[0]) == ["a"]
@@ -203,7 +203,7 @@ def test_an_answer_without_an_end_is_a_long_one() -> None:
 def test_scores_and_decisions_are_read_by_their_size() -> None:
     """vLLM makes one token an item of 8 + 4 characters, and a label for each question."""
     scored = read("/generative_scoring", query="12345678", items=["1234", "1234"], n=7)
-    assert scored == GenerationRequest((Prompt(None, 2 * 2.0 + 2 * 1.0, 2),), 1)
+    assert scored == Request((Prompt(None, 2 * 2.0 + 2 * 1.0, 2),), 1)
     asked = read("/v1/systemone", state="12345678", questions={"a": {"type": "x"}, "b": {}})
     assert asked.prompts == (Prompt(None, 2.0, 2),)
     assert texts("/cohere/v2/chat", messages=[{"role": "user", "content": "hi"}]) == ["hi"]

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pars.prove.workload.workload import Workload
     from pars.ranking.evaluation import Order, evaluate
     from pars.ranking.ranker import Ranker
-    from pars.request.prompts import GenerationRequest as Request
+    from pars.request.prompts import Request
     from pars.scheduling.policies.fcfs import FCFS
     from pars.scheduling.policies.max_slowdown import MaxSlowdown
     from pars.scheduling.policies.policy import Place, Policy
@@ -48,7 +48,7 @@ _HOMES = {
     "Policy": "pars.scheduling.policies.policy",
     "PriorityMiddleware": "pars.serving.middleware",
     "Ranker": "pars.ranking.ranker",
-    "Request": "pars.request.prompts:GenerationRequest",
+    "Request": "pars.request.prompts",
     "ShortestFirst": "pars.scheduling.policies.shortest_first",
     "Simulation": "pars.prove.simulation",
     "Workload": "pars.prove.workload.workload",
@@ -60,8 +60,7 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'pars' has no attribute {name!r}")
-    module, _, own_name = _HOMES[name].partition(":")
-    value = getattr(import_module(module), own_name or name)
+    value = getattr(import_module(_HOMES[name]), name)
     globals()[name] = value  # so that the next look is a plain one
     return value
 

@@ -11,10 +11,10 @@ from typing import Any
 
 from pars.errors import one_line
 from pars.outcomes.decision import Decision
-from pars.outcomes.metrics import WorthMetrics
 from pars.outcomes.queue_order import tells_wait
 from pars.outcomes.records import Outcome
 from pars.outcomes.worth import Compared, Gain, Worth
+from pars.outcomes.worth_metrics import WorthMetrics
 from pars.scheduling.policies.max_slowdown import BUCKET_S
 
 log = logging.getLogger("vllm.pars" if "vllm" in sys.modules else "pars")  # vLLM shows its own

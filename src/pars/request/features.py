@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pars.request.conversation import Before, split_note, text_of
-from pars.request.prompts import GenerationRequest
+from pars.request.prompts import Request
 
 MAX_VALUE_CHARS = 4096  # of one fact: of a longer system prompt, say, its start
 MAX_NAMES = 16  # of tools, stop texts and the like
@@ -43,9 +43,7 @@ class Signals:
     num_prompt_tokens: float
 
 
-def signals_of(
-    path: str, fields: dict[str, Any], request: GenerationRequest, api_key: str = ""
-) -> Signals:
+def signals_of(path: str, fields: dict[str, Any], request: Request, api_key: str = "") -> Signals:
     """
     The signals of a request that was read from `fields`.
 

@@ -52,7 +52,7 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
-class GenerationRequest:
+class Request:
     """
     Prompts to be answered, with the client's limits on each answer (in tokens).
 
@@ -69,9 +69,7 @@ class GenerationRequest:
     num_answers: int = 1
 
     @classmethod
-    def from_openai(
-        cls, body: dict[str, Any] | str | bytes, path: str | None = None
-    ) -> "GenerationRequest":
+    def from_openai(cls, body: dict[str, Any] | str | bytes, path: str | None = None) -> "Request":
         """
         The request in an OpenAI-style body, read as the gateway reads it.
 
@@ -107,7 +105,7 @@ def _parsed(body: str | bytes) -> dict[str, Any]:
     return values
 
 
-def read_request(path: str, body: Any) -> GenerationRequest | None:
+def read_request(path: str, body: Any) -> Request | None:
     """
     The request in the parsed JSON `body` sent to `path`; None when the path generates nothing.
 
@@ -119,13 +117,13 @@ def read_request(path: str, body: Any) -> GenerationRequest | None:
     return reader(body if isinstance(body, dict) else {})
 
 
-def unread_request(num_bytes: int) -> GenerationRequest:
+def unread_request(num_bytes: int) -> Request:
     """
     What a body that could not be read is taken to ask for: a prompt of its size.
 
     Whoever hides a prompt (padding, odd encodings) gains nothing by it.
     """
-    return GenerationRequest((Prompt(None, num_bytes / CHARS_PER_TOKEN),))
+    return Request((Prompt(None, num_bytes / CHARS_PER_TOKEN),))
 
 
 def head_and_tail(text: str, max_chars: int) -> str:
@@ -145,20 +143,20 @@ def reader_of(path: str) -> "Reader | None":
 
 
 Body = dict[str, Any]
-Reader = Callable[[Body], GenerationRequest]
+Reader = Callable[[Body], Request]
 
 
-def _completions(body: Body) -> GenerationRequest:
+def _completions(body: Body) -> Request:
     limit = body.get("max_tokens")
     limit = DEFAULT_COMPLETION_TOKENS if limit is None else limit
     return _request(body, tuple(_prompts(body.get("prompt"))), limit)
 
 
-def _chat(body: Body) -> GenerationRequest:
+def _chat(body: Body) -> Request:
     return _request(body, (_conversation(body.get("messages")),), _chat_limit(body))
 
 
-def _batch_chat(body: Body) -> GenerationRequest:
+def _batch_chat(body: Body) -> Request:
     conversations = body.get("messages")
     prompts = map(_conversation, conversations if isinstance(conversations, list) else ())
     return _request(body, tuple(prompts), _chat_limit(body))
@@ -169,7 +167,7 @@ def _chat_limit(body: Body) -> Any:
     return body.get("max_tokens") if limit is None else limit
 
 
-def _responses(body: Body) -> GenerationRequest:
+def _responses(body: Body) -> Request:
     asked = body.get("input")
     prompt = _plain(asked) if isinstance(asked, str) else _conversation(asked)
     extra = len(text) if isinstance(text := body.get("instructions"), str) else 0
@@ -178,29 +176,29 @@ def _responses(body: Body) -> GenerationRequest:
     return _request(switches, (prompt,), body.get("max_output_tokens"))
 
 
-def _scoring(body: Body) -> GenerationRequest:
+def _scoring(body: Body) -> Request:
     """vLLM's /generative_scoring: one token for each item, behind the same query."""
     query, items = tokens_in(body.get("query")), body.get("items")
     num_items = len(items) if isinstance(items, list) and items else 1
     if isinstance(items, Unread):
         num_items = items.num_commas + 1
-    return GenerationRequest((Prompt(None, num_items * query + tokens_in(items), num_items),), 1)
+    return Request((Prompt(None, num_items * query + tokens_in(items), num_items),), 1)
 
 
-def _decisions(body: Body) -> GenerationRequest:
+def _decisions(body: Body) -> Request:
     """vLLM's /v1/systemone: a token or few for each question about one state."""
     questions = body.get("questions")
     num_questions = max(1, len(questions)) if isinstance(questions, dict | list) else 1
     told = sum(tokens_in(body.get(name)) for name in ("state", "instructions", "questions"))
-    return GenerationRequest((Prompt(None, told, num_questions),), DECISION_TOKENS)
+    return Request((Prompt(None, told, num_questions),), DECISION_TOKENS)
 
 
-def _messages(body: Body) -> GenerationRequest:
+def _messages(body: Body) -> Request:
     """Anthropic's and Cohere's chats, which have none of vLLM's own fields."""
     return _request({}, (_conversation(body.get("messages")),), body.get("max_tokens"))
 
 
-def _native(body: Body) -> GenerationRequest:
+def _native(body: Body) -> Request:
     """vLLM's /inference/v1/generate and SGLang's /generate."""
     parameters = body.get("sampling_params")
     parameters = parameters if isinstance(parameters, dict) else {}
@@ -211,7 +209,7 @@ def _native(body: Body) -> GenerationRequest:
     return _request(parameters, tuple(_prompts(prompt)), max_tokens)
 
 
-def _any_shape(body: Body) -> GenerationRequest:
+def _any_shape(body: Body) -> Request:
     """SageMaker's /invocations takes whatever the other paths take."""
     for name, reader in (("messages", _chat), ("prompt", _completions), ("input", _responses)):
         if name in body:
@@ -235,13 +233,13 @@ READERS: dict[str, Reader] = {
 }
 
 
-def _request(body: Body, prompts: tuple[Prompt, ...], max_tokens: Any) -> GenerationRequest:
+def _request(body: Body, prompts: tuple[Prompt, ...], max_tokens: Any) -> Request:
     limit = _count(max_tokens)
     least = _count(body.get("min_tokens")) or 0
     if _switch(body.get("ignore_eos")):
         least = UNTIL_FULL_TOKENS if limit is None else limit
     num_answers = max(_count(body.get("n")) or 1, _count(body.get("best_of")) or 1)
-    return GenerationRequest(prompts or (Prompt(None, 0.0),), limit, least, num_answers)
+    return Request(prompts or (Prompt(None, 0.0),), limit, least, num_answers)
 
 
 def _count(value: Any) -> int | None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from pars.request.prompts import GenerationRequest
+from pars.request.prompts import Request
 
 # Of the work of an answer token. Where there is a queue, batches are full: an 8B model on an H100
 # takes 0.035 ms a prompt token, and 10 ms for a token to each of 256 answers, 0.04 ms a token.
@@ -115,7 +115,7 @@ class Demand(NamedTuple):
 
 
 def demand_of(
-    request: GenerationRequest, expected_tokens: Sequence[float], *, obey_limits: bool = True
+    request: Request, expected_tokens: Sequence[float], *, obey_limits: bool = True
 ) -> Demand:
     """
     What the request is expected to take; the prompts of a list add up.

@@ -7,10 +7,10 @@ from typing import Any, Protocol, TypeVar
 
 from pars.request.features import Signals, signals_of
 from pars.request.fields import SMALL_BYTES, read_fields
-from pars.request.prompts import GenerationRequest, Prompt, reader_of, unread_request
+from pars.request.prompts import Prompt, Request, reader_of, unread_request
 from pars.scheduling.trust import Headers, keys_in
 
-NO_TEXT = GenerationRequest((Prompt(None, 0.0),))
+NO_TEXT = Request((Prompt(None, 0.0),))
 MAX_NAME_CHARS = 256  # of a model's or a request's name, kept until the answer ends
 
 _T = TypeVar("_T")
@@ -44,7 +44,7 @@ class Asked:
         signals: What the ranker that learns reads; None: it was not asked for, or not readable.
     """
 
-    request: GenerationRequest = NO_TEXT
+    request: Request = NO_TEXT
     problem: str = "error"
     model: str | None = None
     request_id: str | None = None

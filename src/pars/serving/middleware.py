@@ -19,10 +19,11 @@ from functools import partial
 from pathlib import Path
 
 from pars.outcomes.decision import DECISION, Decision
-from pars.outcomes.metrics import OutcomeMetrics, ServeMetrics, WorthMetrics
+from pars.outcomes.metrics import OutcomeMetrics, ServeMetrics
 from pars.outcomes.queue_order import OrderJudge
 from pars.outcomes.recorder import Recorder
 from pars.outcomes.records import Outcome
+from pars.outcomes.worth_metrics import WorthMetrics
 from pars.outcomes.worth_watch import WorthWatch
 from pars.outcomes.writer import OutcomeWriter
 from pars.ranking.live_ranker import LiveRanker

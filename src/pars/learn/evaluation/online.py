@@ -20,7 +20,7 @@ from pars.ranking.intervals import Estimate, tau_b_interval
 from pars.ranking.online.ranker import OnlineRanker
 from pars.ranking.order_metrics import pair_sums
 from pars.request.features import Signals, signals_of
-from pars.request.prompts import GenerationRequest, Prompt
+from pars.request.prompts import Prompt, Request
 from pars.request.token_counts import CHARS_PER_TOKEN
 
 CHECKPOINTS = (100, 300, 1_000, 3_000, 10_000)
@@ -175,7 +175,7 @@ def signals_of_row(values: Mapping[str, Any], prompt: str) -> Signals:
     asked: Mapping[str, Any] = next(
         (values[it] for it in REQUEST_FIELDS if isinstance(values.get(it), dict)), {}
     )
-    request = GenerationRequest((Prompt(prompt, len(prompt) / CHARS_PER_TOKEN),))
+    request = Request((Prompt(prompt, len(prompt) / CHARS_PER_TOKEN),))
     caller = next((str(values[it]) for it in CALLER_FIELDS if values.get(it)), "")
     return signals_of(
         str(values.get("path") or "/v1/chat/completions"), {**values, **asked}, request, caller

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from pars.errors import ParsError
 from pars.prove.workload.workload import WorkloadRequest
-from pars.request.prompts import GenerationRequest, Prompt
+from pars.request.prompts import Prompt, Request
 from pars.scheduling.demand import LONG_QUANTILE, Calibration, Demand, demand_of
 from pars.scheduling.policies.fcfs import FCFS
 from pars.scheduling.policies.max_slowdown import MaxSlowdown
@@ -178,7 +178,7 @@ def _known(by: str, request: WorkloadRequest) -> Demand:
 
 def _answer(request: WorkloadRequest, expected_tokens: float, max_tokens: int | None) -> Demand:
     prompt = Prompt(request.prompt, request.prompt_tokens)
-    return demand_of(GenerationRequest((prompt,), max_tokens), [expected_tokens])
+    return demand_of(Request((prompt,), max_tokens), [expected_tokens])
 
 
 def _quantile(costs: Counter[int]) -> float:

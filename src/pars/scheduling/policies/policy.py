@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Self
 
 from pars.errors import ParsError
-from pars.request.prompts import GenerationRequest, Prompt
+from pars.request.prompts import Prompt, Request
 from pars.scheduling.demand import Calibration, Demand, demand_of
 
 LONG_TOKENS = Calibration().long_tokens  # where no ranker says what is long
@@ -92,7 +92,7 @@ class Policy:
                 raise ParsError(f"{name} must be a number of tokens, 0 or more, not {value}")
         if not math.isfinite(arrival_s):
             raise ParsError(f"arrival_s must be seconds since 1970, not {arrival_s}")
-        request = GenerationRequest((Prompt(None, prompt_tokens),))
+        request = Request((Prompt(None, prompt_tokens),))
         demand = demand_of(request, [float(answer_tokens)])
         return self.place(demand, arrival_s).key
 

@@ -30,7 +30,8 @@ def told(times: list, load: Load) -> dict[str, float]:
     begins_s = np.array([it.first_token_s for it in times])
     ends_s = np.array([it.finished_s for it in times])
     work = (load.output_tokens + load.prompt_tokens).astype(float)
-    waits_s = fcfs_begins_s(load.arrivals_s, begins_s, work) - load.arrivals_s
+    begins_fcfs_s = fcfs_begins_s(load.arrivals_s, begins_s, work, float(ends_s.max()))
+    waits_s = begins_fcfs_s - load.arrivals_s
     known = ~np.isnan(waits_s)
     e2e_s = (waits_s + ends_s - begins_s)[known]
     own_s = (ends_s - load.arrivals_s)[known]

@@ -40,6 +40,15 @@ def test_what_follows_shows_when_the_last_would_have_begun() -> None:
     assert found[1] == pytest.approx(11 + 9 * (9.5 - 5.5) / (10.5 - 5.5))
 
 
+def test_once_nobody_is_under_way_the_last_is_known_too() -> None:
+    """All 10 units were done at 20: 9.5 lies 8/9 of the way there from the long one's middle."""
+    arrivals_s, begins_s = np.array([0.0, 1.0]), np.array([11.0, 10.0])
+
+    found = fcfs_begins_s(arrivals_s, begins_s, np.array([9.0, 1.0]), idle_s=20.0)
+
+    assert found[1] == pytest.approx(11 + 9 * (9.5 - 5.5) / (10 - 5.5))
+
+
 @given(
     st.lists(
         st.tuples(st.floats(0, 100), st.floats(0.1, 50), st.floats(0, 20)), min_size=1, max_size=30
@@ -102,6 +111,7 @@ def test_a_gain_is_told_once_nobody_older_is_under_way() -> None:
     gain, new = bench.worth.look()
 
     assert gain is not None
+    assert gain.num_requests == 3
     assert [it.passed.is_express for it in new if it.fcfs_wait_s > it.wait_s + 1] == [True]
     assert gain.ntpot_ratio > 0
     assert bench.worth.look()[1] == []

@@ -118,7 +118,9 @@ class Gain:
         return asdict(self) | {"ntpot_ratio": self.ntpot_ratio, "wait_ratio": self.wait_ratio}
 
 
-def fcfs_begins_s(arrivals_s: FloatArray, begins_s: FloatArray, work: FloatArray) -> FloatArray:
+def fcfs_begins_s(
+    arrivals_s: FloatArray, begins_s: FloatArray, work: FloatArray, idle_s: float = math.nan
+) -> FloatArray:
     """
     When first come, first served would have begun each request, on an engine that did this.
 
@@ -126,6 +128,7 @@ def fcfs_begins_s(arrivals_s: FloatArray, begins_s: FloatArray, work: FloatArray
         arrivals_s: [num_requests], in any order.
         begins_s: [num_requests]; infinite for those that wait still.
         work: [num_requests], in any unit.
+        idle_s: When all of it was done; nan: it is not.
 
     Returns:
         [num_requests]; nan where it is not known yet: more work came before than has begun.
@@ -137,9 +140,12 @@ def fcfs_begins_s(arrivals_s: FloatArray, begins_s: FloatArray, work: FloatArray
         return np.full(len(arrivals_s), math.nan)
     # Middle to middle: a request stands for its work, of which half has begun at its begin.
     begun = np.cumsum(work[by_begin]) - work[by_begin] / 2
+    times_s = begins_s[by_begin]
+    if not math.isnan(idle_s):
+        begun, times_s = np.append(begun, work.sum()), np.append(times_s, idle_s)
     due = np.empty(len(work))
     due[by_arrival] = np.cumsum(work[by_arrival]) - work[by_arrival] / 2
-    found = np.interp(due, begun, begins_s[by_begin])
+    found = np.interp(due, begun, times_s)
     found[due > begun[-1] * (1 + 1e-12)] = math.nan
     return np.maximum(found, arrivals_s)
 
@@ -245,6 +251,7 @@ def _compared(ended: list[Passed], under_way: list[Passed]) -> list[Compared]:
         np.array([it.arrival_s for it in everybody]),
         np.array([it.begin_s for it in everybody]),
         np.array([it.work for it in everybody]),
+        math.nan if under_way else max(it.end_s for it in ended),
     )
     horizon_s = min((it.arrival_s for it in under_way), default=math.inf)
     return [

@@ -51,6 +51,8 @@ class Hold:
             ["reason"],
             registry=registry,
         )
+        for reason in ("full", "too_long"):  # so that the first one is seen as a rise
+            self._refused.labels(reason)
         self._sent_back = Counter(
             "pars_held_sent_back_total",
             "Times that the engine had no room for a request, which went back to its place.",

@@ -198,6 +198,15 @@ def test_a_live_ranker_takes_an_object_once(module):
     assert len(live.fingerprint) == 12
 
 
+@pytest.mark.parametrize("name", ["Pairs", "Broken"])
+def test_a_server_finds_out_at_its_start_that_an_object_cannot_score(module, name):
+    """And not with the first request."""
+    with pytest.raises(RankerError, match=f"ranker {module}:{name}: "):
+        scorer_from({"PREDICTOR_MODEL_PATH": f"{module}:{name}"})
+    with pytest.raises(RankerError, match=f"ranker {module}:{name}: "):
+        LiveRanker(Path(f"{module}:{name}")).refresh()
+
+
 def test_the_score_service_takes_an_object(module):
     """PREDICTOR_MODEL_PATH may name one."""
     scorer = scorer_from({"PREDICTOR_MODEL_PATH": f"{module}:ranker"})

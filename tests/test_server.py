@@ -96,7 +96,7 @@ def test_root_names_the_model(client: TestClient):
     """GET / answers message, model_path, model_name and device."""
     assert client.get("/").json() == {
         "message": "Predictor score model is running.",
-        "model_path": "",
+        "model_path": "serving:LengthScorer",
         "model_name": "LengthScorer",
         "device": "cpu",
     }

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pars.errors import RankerError, one_line
 from pars.ranking.ranker import Scorer
-from pars.ranking.scorers import Scale, is_object_name, load_scorer, scored
+from pars.ranking.scorers import Scale, is_object_name, load_for_serving, scored
 from pars.scheduling.demand import Calibration
 
 log = logging.getLogger("vllm.pars" if "vllm" in sys.modules else "pars")  # vLLM shows its own
@@ -58,7 +58,7 @@ class LiveRanker:
         folder: Or the name of an object, module:object, which is loaded once.
     """
 
-    def __init__(self, folder: Path, *, load: Callable[[Path], Scorer] = load_scorer) -> None:
+    def __init__(self, folder: Path, *, load: Callable[[Path], Scorer] = load_for_serving) -> None:
         self.folder = folder
         self._load = load
         self._signature: Signature | None = None

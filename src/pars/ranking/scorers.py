@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pars.errors import RankerError, one_line
-from pars.ranking.ranker import Ranker, Scorer
+from pars.ranking.ranker import PROBES, Ranker, Scorer
 from pars.request.conversation import as_read
 from pars.scheduling.demand import Calibration
 
@@ -39,17 +39,20 @@ def is_object_name(text: str) -> bool:
 
 def load_scorer(ranker: str | Path, *, num_threads: int | None = 1) -> Scorer:
     """
-    The ranker in a folder, or the object called module:object; modules beside one are found.
+    The ranker in a folder, or the object called module:object.
+
+    The working directory is looked through too, after everything else, so that no file in it can
+    stand in for an installed module.
 
     Raises:
-        RankerError: no ranker is there, the module or object is missing, or it cannot score.
+        RankerError: no ranker is there, or the module or object is missing.
     """
     name = str(ranker)
     if not is_object_name(name):
         return Ranker.load(Path(ranker), num_threads=num_threads)
     module_name, _, object_name = name.partition(":")
     if "" not in sys.path:
-        sys.path.insert(0, "")  # as `python -m` does; a command's own folder stands there else
+        sys.path.append("")
     try:
         found: Any = import_module(module_name)
         for part in object_name.split("."):
@@ -64,6 +67,19 @@ def load_scorer(ranker: str | Path, *, num_threads: int | None = 1) -> Scorer:
             f"ranker {name}: a {type(found).__name__} has no score(list[str]) -> array"
         )
     return found  # type: ignore[no-any-return]
+
+
+def load_for_serving(ranker: str | Path) -> Scorer:
+    """
+    `load_scorer`, and an object has to score some prompts first, as a folder has.
+
+    Raises:
+        RankerError: as `load_scorer`, or it cannot score.
+    """
+    scorer = load_scorer(ranker)
+    if not isinstance(scorer, Ranker):
+        scored_offline(scorer, PROBES, str(ranker))
+    return scorer
 
 
 def tells_tokens(scorer: Scorer) -> bool:

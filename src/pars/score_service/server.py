@@ -27,7 +27,7 @@ from pars import __version__
 from pars.errors import MissingExtra, RankerError
 from pars.ranking.batching import Batcher, finite_scores
 from pars.ranking.ranker import Ranker, Scorer, bundled_ranker
-from pars.ranking.scorers import is_object_name, load_scorer
+from pars.ranking.scorers import is_object_name, load_for_serving
 from pars.score_service.api import OPERATIONS, Problem
 from pars.score_service.endpoint import Limits, ScoreEndpoint
 from pars.score_service.metrics import ScoreMetrics
@@ -98,7 +98,7 @@ def scorer_from(environment: Mapping[str, str], *, num_threads: int | None = Non
     """
     path = Path(environment.get("PREDICTOR_MODEL_PATH") or bundled_ranker())
     if is_object_name(str(path)):
-        return load_scorer(path)
+        return load_for_serving(path)
     device = environment.get("PREDICTOR_DEVICE") or "cpu"
     given_length = environment.get("PREDICTOR_MAX_LENGTH")
     if given_length and not (given_length.isdecimal() and int(given_length) > 0):
@@ -130,8 +130,10 @@ def _load_checkpoint(path: Path, model_name: str, max_length: int, device: str) 
 def facts_of(scorer: Scorer) -> dict[str, Any]:
     """What the service says about its scorer; a scorer that is no ranker has only a name."""
     info = getattr(scorer, "info", None)
+    kind = f"{type(scorer).__module__}:{type(scorer).__qualname__}"
+    place = getattr(scorer, "folder", None) or getattr(scorer, "path", None) or kind
     return {
-        "model_path": str(getattr(scorer, "folder", None) or getattr(scorer, "path", "")),
+        "model_path": str(place),
         "model_name": getattr(info, "model_name", None) or type(scorer).__name__,
         "device": str(getattr(scorer, "device", "cpu")),
         "kind": getattr(info, "kind", None),

@@ -9,6 +9,7 @@ the workload are counted and left out.
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +45,11 @@ class FileSource:
     ) -> Scores:
         """Each request's, by its id or its prompt."""
         known = _Table.read(self.path)
-        values = []
-        for request in requests:
-            values.append(known.value_of(request))
-            done(1)
+        values: list[float] = []
+        rest = iter(requests)
+        while some := list(islice(rest, prompts_a_call)):
+            values += map(known.value_of, some)
+            done(len(some))
         is_tokens = known.value_name == "expected_tokens"
         of = Calibration.of_tokens if is_tokens else Calibration.of_scores
         facts = {"file": str(self.path), "rows": len(known.values)}

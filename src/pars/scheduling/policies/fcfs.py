@@ -11,8 +11,11 @@ class FCFS(Policy):
 
         key = arrival
 
-    Whatever is expected of a request. Nobody is overtaken, and whoever comes behind a long request
-    waits for it (head-of-line blocking).
+    Whatever is expected of a request. Who comes behind a long request waits for it (head-of-line
+    blocking).
+
+    Bound: nobody is overtaken. Source: every engine's own order; the baseline of all that is
+    claimed for another.
 
     Args:
         bits: Of the engine's integer: 64, or 32.

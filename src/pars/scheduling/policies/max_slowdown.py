@@ -44,9 +44,12 @@ class MaxSlowdown(Policy):
         key = arrival                                    ordinary: first come, first served
         key = before all arrivals, in order of cost      express: the share 1 - 1/R of the work
 
-    The bound, its constant and its proof: docs/bound.md (two-class head-of-line priority, Cobham
-    1954, doi:10.1287/opre.2.1.70, with a token bucket). It needs to be told when requests begin
-    and end (`began`, `ended`, `correct`): the bucket fills by that. On one thread.
+    It needs to be told when requests begin and end (`began`, `ended`, `correct`): the bucket fills
+    by that, and without it everybody is ordinary. On one thread.
+
+    Bound: an ordinary request waits at most R times what first come, first served would have made
+    it wait, and a constant; docs/bound.md has both, and the proof. Source: two-class head-of-line
+    priority (Cobham 1954, doi:10.1287/opre.2.1.70) with a token bucket.
 
     Several processes before one engine each keep their own: each gives to express the share x of
     the work that it sees, and the shares of the parts make up the share of the whole.

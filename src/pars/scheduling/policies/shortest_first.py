@@ -30,8 +30,12 @@ class ShortestFirst(Policy):
 
         key = arrival + max_overtake_s * share(cost),   share from 0 to 1
 
-    Shortest first is best for the mean (Smith 1956, doi:10.1002/nav.3800030106); the aging is
-    PARS's starvation guard (arXiv:2510.03243, section 4) as a key that never changes.
+    Without a bound, `max_overtake_s` infinite, the key is the cost alone.
+
+    Bound: what is admitted before a request came at most `max_overtake_s` after it (docs/serving.md
+    has the proof). Source: shortest first is best for the mean (Smith 1956,
+    doi:10.1002/nav.3800030106); the aging does what PARS's starvation guard is for
+    (arXiv:2510.03243), by a key that never changes.
 
     Args:
         max_overtake_s: T. A request can be overtaken only by requests that arrive within T seconds

@@ -198,6 +198,19 @@ def test_a_workload_of_lengths_alone_arrives_at_once():
     assert (first.prompt, first.prompt_tokens, second.output_tokens) == (None, 1, 4)
 
 
+def test_columns_of_pandas_are_taken_in_their_order():
+    """Whatever their labels are, as after a filter."""
+    pandas = pytest.importorskip("pandas")
+    log = pandas.DataFrame(
+        {"prompt": ["a", "b", "c"], "tokens": [1, 2, 3], "at_s": [0.0, 1.0, 2.0]}
+    )
+    some = log[log.tokens > 1]
+
+    workload = pars.Workload.of(some.tokens, prompts=some.prompt, arrivals_s=some.at_s)
+
+    assert [(it.prompt, it.output_tokens) for it in workload.requests] == [("b", 2), ("c", 3)]
+
+
 def test_a_rate_draws_arrivals_and_the_seed_fixes_them():
     """The same again with the same seed; other ones with another."""
 
@@ -229,7 +242,7 @@ def test_a_log_becomes_a_workload(tmp_path):
         ({"answer_tokens": [1, 0]}, "workload, row 2: field 'output_tokens' must be a whole num"),
         ({"answer_tokens": [1, 2.5]}, "field 'output_tokens' must be a whole number from 1 on"),
         ({"prompts": ["a"]}, "workload: 1 prompts of 2 answer_tokens"),
-        ({"prompts": ["a", 7], "prompt_tokens": [1, 1]}, "row 2: field 'prompt' must be text"),
+        ({"prompts": ["a", 7]}, "row 2: field 'prompt' must be text"),
         ({"arrivals_s": [1.0, 0.5]}, "workload, row 2: arrives at 0.5 s, before the line above"),
         ({"arrivals_s": [0.0, float("nan")]}, "field 'arrival_s' must be seconds from 0 on"),
         ({"rate": 0}, "the rate must be more than 0"),

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pars.prove.simulation import Simulation, simulate
     from pars.prove.workload.workload import Workload
     from pars.ranking.evaluation import Order, evaluate
-    from pars.ranking.ranker import Ranker
+    from pars.ranking.ranker import Ranker, Scorer
     from pars.request.prompts import Request
     from pars.scheduling.policies.fcfs import FCFS
     from pars.scheduling.policies.max_slowdown import MaxSlowdown
@@ -31,6 +31,7 @@ __all__ = [
     "PriorityMiddleware",
     "Ranker",
     "Request",
+    "Scorer",
     "ShortestFirst",
     "Simulation",
     "Workload",
@@ -49,6 +50,7 @@ _HOMES = {
     "PriorityMiddleware": "pars.serving.middleware",
     "Ranker": "pars.ranking.ranker",
     "Request": "pars.request.prompts",
+    "Scorer": "pars.ranking.ranker",
     "ShortestFirst": "pars.scheduling.policies.shortest_first",
     "Simulation": "pars.prove.simulation",
     "Workload": "pars.prove.workload.workload",

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from pars.errors import RankerError
 from pars.ranking.ranker_info import RankerInfo
@@ -44,9 +44,9 @@ Inputs = dict[str, NDArray[Any]]
 
 
 class Scorer(Protocol):
-    """Anything that scores prompts: a `Ranker`, a checkpoint, a test's own."""
+    """Anything that scores prompts: a `Ranker`, a checkpoint, an object of the user's own."""
 
-    def score(self, prompts: Sequence[str]) -> FloatArray:
+    def score(self, prompts: list[str], /) -> ArrayLike:
         """Scores [num_prompts], higher for a longer expected answer. Blocks; thread-safe."""
         ...
 

@@ -106,7 +106,7 @@ def scored(
     method = "expected_tokens" if tells_tokens(scorer) and not only_scores else "score"
     if not hasattr(scorer, "info"):
         prompts = as_read(prompts, False)
-    values = np.asarray(getattr(asked, method)(prompts), dtype=np.float64)
+    values = np.asarray(getattr(asked, method)(list(prompts)), dtype=np.float64)
     if values.shape != (len(prompts),):
         raise RankerError(
             f"ranker {name}: {method}() must give one number a prompt, an array of shape"

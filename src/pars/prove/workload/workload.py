@@ -98,12 +98,16 @@ class Workload:
         Raises:
             DataError: the lists differ in length, or hold a wrong value.
         """
+        # Lists, since a column of pandas is looked up by its labels.
+        answer_tokens = list(answer_tokens)
+        prompts = None if prompts is None else list(prompts)
         count = len(answer_tokens)
         if arrivals_s is None:
             arrivals_s = [0.0] * count if rate is None else poisson(count, rate, seed)
         if prompt_tokens is None:
             known = prompts if prompts is not None else [""] * count
-            prompt_tokens = [max(1, round(len(it) / CHARS_PER_TOKEN)) for it in known]
+            prompt_tokens = [max(1, round(len(str(it)) / CHARS_PER_TOKEN)) for it in known]
+        prompt_tokens, arrivals_s = list(prompt_tokens), list(arrivals_s)
         columns = {"prompts": prompts, "prompt_tokens": prompt_tokens, "arrivals_s": arrivals_s}
         for name, column in columns.items():
             if column is not None and len(column) != count:

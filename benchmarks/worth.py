@@ -4,9 +4,11 @@ How well a server tells, while it serves, what its order is worth: told and true
     python benchmarks/worth.py [--requests 4000]
 
 Each trace runs in virtual time (h100-8b) first come, first served, by the default bound and
-shortest first. What `pars.outcomes.worth` tells of a run, from arrivals, begins and answers alone,
-is set beside what the first come, first served run of the same requests truly took. The last line
-of stdout is one JSON; PARS_SHARED names the folder with data/traces (default ../shared).
+shortest first. What `pars.outcomes.counterfactual` tells of a run, from arrivals, begins and ends
+alone, is set beside what the first come, first served run of the same requests truly took. "In
+thought" is the other way round (shadow mode): what the first come, first served run tells of
+shortest first. The last line of stdout is one JSON; PARS_SHARED names the folder with data/traces
+(default ../shared).
 """
 
 import argparse
@@ -16,7 +18,7 @@ import sys
 import numpy as np
 
 from frontier import LOADS, SHARED, TRACES, Case, by_slowdown, figures, load_of
-from pars.outcomes.worth import fcfs_begins_s
+from pars.outcomes.counterfactual import fcfs_begins_s, ordered_begins_s
 from pars.scheduling.policies.max_slowdown import DEFAULT_MAX_SLOWDOWN
 from virtual_load import Job, Load, finished, ranks
 
@@ -42,6 +44,19 @@ def told(times: list, load: Load) -> dict[str, float]:
     }
 
 
+def in_thought(first_come: list, load: Load, cost: np.ndarray) -> dict[str, float]:
+    """What a first come, first served run tells of shortest first."""
+    times = sorted(first_come, key=lambda it: it.request_id)
+    begins_s = np.array([it.first_token_s for it in times])
+    ends_s = np.array([it.finished_s for it in times])
+    work = (load.output_tokens + load.prompt_tokens).astype(float)
+    waits_s = ordered_begins_s(load.arrivals_s, begins_s, work, cost) - load.arrivals_s
+    known = ~np.isnan(waits_s)
+    own = ((ends_s - load.arrivals_s) / load.output_tokens)[known].mean()
+    other = ((waits_s + ends_s - begins_s) / load.output_tokens)[known].mean()
+    return {"ntpot": 1 - float(other / own)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("--requests", type=int, default=4000, help="Of each trace, at most.")
@@ -60,12 +75,15 @@ def main() -> None:
             cost = np.sqrt(expected * (expected + load.prompt_tokens))
             first_come = finished(Job(load, np.zeros(len(cost), dtype=np.int64)))
             usual = figures(first_come, load)
+            thought = in_thought(first_come, load, cost)
             for name, times in (
                 ("fcfs", first_come),
                 (DEFAULT, by_slowdown(load, cost, expected, DEFAULT_MAX_SLOWDOWN)),
                 ("shortest first", finished(Job(load, ranks(cost)))),
             ):
                 own, found = figures(times, load), told(times, load)
+                if name == "shortest first":
+                    results[f"{trace.split('_')[0]} at {share:g}, in thought"] = thought
                 true = {
                     "ntpot": 1 - own["ntpot"] / usual["ntpot"],
                     "wait": 1 - own["ttft"] / usual["ttft"],
@@ -79,6 +97,7 @@ def main() -> None:
                     f"{found['wait']:>11.1%}{true['wait']:>7.1%}",
                     flush=True,
                 )
+            print(f"{'':<14}{'in thought':<20}{thought['ntpot']:>11.1%}", flush=True)
     is_met = worst <= TARGET
     print(
         f"\n{DEFAULT}: NTPOT told within {100 * worst:.1f} points of the truth;"

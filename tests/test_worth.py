@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pars.outcomes.counterfactual import fcfs_begins_s, ordered_begins_s
 from pars.outcomes.decision import Decision
 from pars.outcomes.records import Outcome
-from pars.outcomes.worth import Worth, fcfs_begins_s
+from pars.outcomes.worth import Seen, Worth
 from pars.scheduling.policies.policy import Place
 
 INF = math.inf
@@ -79,10 +80,19 @@ class Bench:
         self.now_s = 1000.0
         self.worth = Worth(lambda: self.now_s)
 
-    def decision(self, at_s: float, work: float, *, is_express: bool = False) -> Decision:
+    def decision(
+        self,
+        at_s: float,
+        work: float,
+        *,
+        is_express: bool = False,
+        shadow_key: int | None = None,
+    ) -> Decision:
         outcome = Outcome(arrival_s=at_s, path="/v1/completions", decision="scored")
         place = Place(is_express=is_express, work=work)
-        decision = Decision(outcome=outcome, began_s=0.0, work=work, place=place)
+        decision = Decision(
+            outcome=outcome, began_s=0.0, work=work, place=place, shadow_key=shadow_key
+        )
         self.worth.arrived(decision)
         return decision
 
@@ -103,18 +113,19 @@ def test_a_gain_is_told_once_nobody_older_is_under_way() -> None:
     short = bench.decision(901.0, 10.0, is_express=True)
     bench.end(short, 9.0, 10.0)
 
-    assert bench.worth.look() == (None, [])
+    assert bench.worth.look() == Seen()
 
     bench.end(long, 11.0, 20.0, answer_tokens=90)
     last = bench.decision(902.0, 10.0)
     bench.end(last, 18.0, 19.0)
-    gain, new = bench.worth.look()
+    seen = bench.worth.look()
+    gain, new = seen.gain, seen.new
 
     assert gain is not None
     assert gain.num_requests == 3
     assert [it.passed.is_express for it in new if it.fcfs_wait_s > it.wait_s + 1] == [True]
     assert gain.ntpot_ratio > 0
-    assert bench.worth.look()[1] == []
+    assert bench.worth.look().new == []
 
 
 @pytest.mark.parametrize("told", [{"status": 500}, {"answer_tokens": None}, {"status": None}])
@@ -123,7 +134,7 @@ def test_a_request_that_failed_counts_as_no_work(told: dict[str, Any]) -> None:
     bench = Bench()
     bench.end(bench.decision(900.0, 5.0), 1.0, 2.0, **told)
 
-    assert (bench.worth.look(), bench.worth.num_waiting) == ((None, []), 0)
+    assert (bench.worth.look(), bench.worth.num_waiting) == (Seen(), 0)
 
 
 def test_an_answer_that_came_whole_began_as_long_ago_as_others_take() -> None:
@@ -132,7 +143,7 @@ def test_an_answer_that_came_whole_began_as_long_ago_as_others_take() -> None:
     bench.end(bench.decision(900.0, 11.0), 1.0, 2.0, answer_tokens=11)
     bench.end(bench.decision(901.0, 10.0), 5.0, 5.0)
 
-    _, new = bench.worth.look()
+    new = bench.worth.look().new
 
     assert [it.wait_s for it in new] == pytest.approx([1.0, 4.0])
 
@@ -150,3 +161,30 @@ def test_who_waits_and_for_how_long_is_known_at_any_moment() -> None:
 
     assert (bench.worth.num_waiting, bench.worth.num_running) == (1, 1)
     assert bench.worth.longest_waiting_s == pytest.approx(50.0)
+
+
+def test_an_order_takes_up_the_same_work_at_the_same_times() -> None:
+    """Begins at 10, 11 and 20 take up 9, 1 and 1 units; by key the short ones come before 9."""
+    arrivals_s, begins_s = np.array([0.0, 1.0, 2.0]), np.array([10.0, 11.0, 20.0])
+
+    found = ordered_begins_s(arrivals_s, begins_s, np.array([9.0, 1.0, 1.0]), np.array([9, 1, 2.0]))
+
+    assert found.tolist() == [10.0, 10.0, 10.0]  # 9 units: two short ones, and more than half of 9
+
+
+def test_shadow_mode_tells_what_the_order_would_have_gained() -> None:
+    """First come, first served in truth; in thought the short one goes before the long one."""
+    bench = Bench()
+    busy = bench.decision(890.0, 30.0, shadow_key=0)
+    long = bench.decision(900.0, 90.0, shadow_key=90)
+    short = bench.decision(901.0, 10.0, shadow_key=10)
+    bench.end(busy, 10.5, 20.0, answer_tokens=30)
+    bench.end(long, 10.0, 19.0, answer_tokens=90)
+    bench.end(short, 18.0, 19.0)
+
+    seen = bench.worth.look()
+
+    assert seen.gain is not None
+    assert seen.gain.ntpot_ratio == pytest.approx(0.0, abs=1e-9)
+    assert seen.shadow_gain is not None
+    assert seen.shadow_gain.ntpot_ratio > 0

@@ -16,6 +16,7 @@ from pars.cli.collect import COLLECT_COMMANDS
 from pars.cli.doctor import DOCTOR_COMMANDS
 from pars.cli.forget import FORGET_COMMANDS
 from pars.cli.learn import LEARN_COMMANDS
+from pars.cli.operate import OPERATE_COMMANDS
 from pars.cli.own_traffic import OWN_TRAFFIC_COMMANDS
 from pars.cli.serve import SERVE_COMMANDS
 from pars.cli.simulate import SIMULATE_COMMANDS
@@ -35,6 +36,7 @@ LANES = (
     FORGET_COMMANDS,
     SERVE_COMMANDS,
     DOCTOR_COMMANDS,
+    OPERATE_COMMANDS,
     BENCH_COMMANDS,
     SIMULATE_COMMANDS,
 )

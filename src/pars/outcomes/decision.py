@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pars.outcomes.records import Outcome
 from pars.ranking.online.ranker import Guess
 from pars.scheduling.demand import PROMPT_TOKEN_WORK
-from pars.scheduling.policies.policy import Place
+from pars.scheduling.policies.policy import Place, Policy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +25,8 @@ class Decision:
         work: Of prompt and answers, as expected, in answer tokens.
         prompt_tokens: As its texts and token ids show.
         place: What the policy made of it; None: its priority was given by somebody trusted.
+        policy: Whose place that is; it may have changed since.
+        shadow_key: Its key, were the policy not only thought of; None: it is in force.
         guess: What the ranker that learns expected of the answer; None: none does.
     """
 
@@ -36,6 +38,8 @@ class Decision:
     work: float = 0.0
     prompt_tokens: float = 0.0
     place: Place | None = None
+    policy: Policy | None = None
+    shadow_key: int | None = None
     guess: Guess | None = None
 
     def true_work(self, outcome: Outcome) -> float:

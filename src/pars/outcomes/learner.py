@@ -36,10 +36,12 @@ class Learner:
 
     Attributes:
         folder: The same; None too where it cannot be used, which is logged.
+        is_paused: It learns nothing for now; what it knows stays in use.
     """
 
     def __init__(self, folder: Path | None, metrics: LearnMetrics) -> None:
         self._metrics = metrics
+        self.is_paused = False
         self._state: State | None = None
         self.folder: Path | None = None
         self._scores = _Running()
@@ -72,6 +74,8 @@ class Learner:
 
         Several prompts and answers share their length evenly. A request that failed tells nothing.
         """
+        if self.is_paused:
+            return
         failed = outcome.status is not None and outcome.status >= 400
         if failed or outcome.answer_tokens is None:
             return

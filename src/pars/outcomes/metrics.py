@@ -77,6 +77,7 @@ class ServeMetrics:
             registry=registry,
         )
         self._served: tuple[str, str] | None = None
+        self._gone_by: str | None = None
         self._policy = Gauge(
             "pars_policy_info",
             "1 for the bound on waiting that requests are ordered by.",
@@ -100,6 +101,9 @@ class ServeMetrics:
 
     def go_by(self, policy: str) -> None:
         """The policy that requests are ordered by."""
+        if self._gone_by is not None:
+            self._policy.labels(self._gone_by).set(0)
+        self._gone_by = policy
         self._policy.labels(policy).set(1)
 
     def place(self, *, is_express: bool, bucket_ratio: float) -> None:

@@ -1,29 +1,20 @@
 """
 What the order was worth: each request's wait beside the one that first come, first served gives it.
 
-An engine with a queue is busy, so in any order it has begun about as much work by any time. So
-first come, first served begins a request when the work that was begun in truth reaches the work
-that had arrived before it:
-
-    A(t)          work of all requests begun by t, as it happened
-    S(i)          work of all requests that arrived before i
-    fcfs begin    the later of i's arrival and the time when A reaches S(i)
-
-That is work conservation (Kleinrock 1976, Queueing Systems II, 3.4), and needs to know neither the
-engine's slots nor its speed. Where it was first come, first served the two agree exactly;
-benchmarks/worth.py holds the rest against a simulated truth.
+From arrivals, begins and ends alone (`counterfactual`), live, for every request. In shadow mode,
+where the order is only thought of, the same is told of what it would have been worth.
 """
 
 import math
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pars.outcomes.counterfactual import FloatArray, fcfs_begins_s, ordered_begins_s
 from pars.outcomes.decision import Decision
 from pars.outcomes.queue_order import tells_wait
 from pars.outcomes.records import Outcome
@@ -32,8 +23,6 @@ WINDOW_S = 3600.0
 MOST_REQUESTS = 20_000  # looked at: the newest of the window
 LONGEST_S = 1800.0  # a request that is under way for longer is not waited for
 TPOT_MEMORY = 0.05  # of the running time per output token
-
-FloatArray = NDArray[np.float64]
 
 
 @dataclass(slots=True, eq=False)
@@ -47,12 +36,15 @@ class Passed:
         end_s: When it ended; nan: it has not.
         tokens: Of its answers.
         is_express: Its class; None: there is none.
+        key: Smaller goes first; in shadow mode, the one that was only thought of.
         is_told: Whether it is among those that were told as finally known.
     """
 
     arrival_s: float
     work: float
     is_express: bool | None = None
+    key: int = 0
+    is_shadow: bool = False
     begin_s: float = math.inf
     end_s: float = math.nan
     tokens: int = 0
@@ -65,16 +57,12 @@ class Compared:
     A request's wait, and the one that first come, first served would have made of it.
 
     Attributes:
-        fcfs_wait_s: By `fcfs_begins_s`.
+        wait_s: Until the engine began to answer; in shadow mode, as it would have been.
     """
 
     passed: Passed
+    wait_s: float
     fcfs_wait_s: float
-
-    @property
-    def wait_s(self) -> float:
-        """Until the engine began to answer."""
-        return self.passed.begin_s - self.passed.arrival_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,36 +106,20 @@ class Gain:
         return asdict(self) | {"ntpot_ratio": self.ntpot_ratio, "wait_ratio": self.wait_ratio}
 
 
-def fcfs_begins_s(
-    arrivals_s: FloatArray, begins_s: FloatArray, work: FloatArray, idle_s: float = math.nan
-) -> FloatArray:
+@dataclass(frozen=True, slots=True)
+class Seen:
     """
-    When first come, first served would have begun each request, on an engine that did this.
+    One look.
 
-    Args:
-        arrivals_s: [num_requests], in any order.
-        begins_s: [num_requests]; infinite for those that wait still.
-        work: [num_requests], in any unit.
-        idle_s: When all of it was done; nan: it is not.
-
-    Returns:
-        [num_requests]; nan where it is not known yet: more work came before than has begun.
+    Attributes:
+        gain: Of the last hour; None: nothing is known.
+        shadow_gain: What the order that is only thought of would have gained; None: there is none.
+        new: What became known since the look before.
     """
-    by_arrival = np.argsort(arrivals_s, kind="stable")
-    has_begun = np.flatnonzero(np.isfinite(begins_s))
-    by_begin = has_begun[np.argsort(begins_s[has_begun], kind="stable")]
-    if not len(by_begin):
-        return np.full(len(arrivals_s), math.nan)
-    # Middle to middle: a request stands for its work, of which half has begun at its begin.
-    begun = np.cumsum(work[by_begin]) - work[by_begin] / 2
-    times_s = begins_s[by_begin]
-    if not math.isnan(idle_s):
-        begun, times_s = np.append(begun, work.sum()), np.append(times_s, idle_s)
-    due = np.empty(len(work))
-    due[by_arrival] = np.cumsum(work[by_arrival]) - work[by_arrival] / 2
-    found = np.interp(due, begun, times_s)
-    found[due > begun[-1] * (1 + 1e-12)] = math.nan
-    return np.maximum(found, arrivals_s)
+
+    gain: Gain | None = None
+    shadow_gain: Gain | None = None
+    new: list[Compared] = field(default_factory=list)
 
 
 class Worth:
@@ -186,11 +158,13 @@ class Worth:
         """A request goes on to the engine."""
         if len(self._open) >= MOST_REQUESTS:
             self._open.pop(next(iter(self._open)))
-        place = decision.place
+        place, shadow_key = decision.place, decision.shadow_key
         self._open[id(decision)] = Passed(
             decision.outcome.arrival_s,
             max(decision.work, 1.0),
             None if place is None else place.is_express,
+            key=(decision.outcome.key or 0) if shadow_key is None else shadow_key,
+            is_shadow=shadow_key is not None,
         )
 
     def began(self, decision: Decision) -> None:
@@ -214,9 +188,9 @@ class Worth:
         passed.work = decision.true_work(outcome)
         self._ended.append(passed)
 
-    def look(self) -> tuple[Gain | None, list[Compared]]:
+    def look(self) -> Seen:
         """
-        The gain of the last hour, None if nothing is known; and what is known since the last look.
+        What can be told by now.
 
         May run in another thread than the rest, one look at a time.
         """
@@ -224,12 +198,34 @@ class Worth:
         ended = [it for it in list(self._ended) if it.end_s > now_s - WINDOW_S]
         under_way = [it for it in list(self._open.values()) if it.arrival_s > now_s - LONGEST_S]
         if not ended:
-            return None, []
-        compared = _compared(ended, under_way)
+            return Seen()
+        arrays = Arrays.of(ended + under_way)
+        idle_s = math.nan if under_way else max(it.end_s for it in ended)
+        horizon_s = min((it.arrival_s for it in under_way), default=math.inf)
+        fcfs_s = fcfs_begins_s(arrays.arrivals_s, arrays.begins_s, arrays.work, idle_s)
+        compared = [
+            Compared(it, it.begin_s - it.arrival_s, begin_s - it.arrival_s)
+            for it, begin_s in zip(ended, fcfs_s.tolist(), strict=False)
+            if it.arrival_s < horizon_s and not math.isnan(begin_s)
+        ]
         new = [it for it in compared if not it.passed.is_told]
         for it in new:
             it.passed.is_told = True
-        return _gain_of(compared), new
+        return Seen(_gain_of(compared), self._shadow_gain(ended, arrays), new)
+
+    @staticmethod
+    def _shadow_gain(ended: list[Passed], arrays: "Arrays") -> Gain | None:
+        """What the order that is only thought of would have been worth; None: it is in force."""
+        if not any(it.is_shadow for it in ended):
+            return None
+        thought_s = ordered_begins_s(arrays.arrivals_s, arrays.begins_s, arrays.work, arrays.keys)
+        return _gain_of(
+            [
+                Compared(it, begin_s - it.arrival_s, it.begin_s - it.arrival_s)
+                for it, begin_s in zip(ended, thought_s.tolist(), strict=False)
+                if it.is_shadow and not math.isnan(begin_s)
+            ]
+        )
 
     def _wait_s(self, outcome: Outcome, tokens: int, total_s: float) -> float | None:
         """Until the engine began; of an answer that came whole by the time that others take."""
@@ -244,21 +240,20 @@ class Worth:
         return max(0.0, total_s - tokens * self._tpot_s / max(1, outcome.num_answers))
 
 
-def _compared(ended: list[Passed], under_way: list[Passed]) -> list[Compared]:
-    """Of those that ended, the ones before which no request came that is still under way."""
-    everybody = ended + under_way
-    begins_s = fcfs_begins_s(
-        np.array([it.arrival_s for it in everybody]),
-        np.array([it.begin_s for it in everybody]),
-        np.array([it.work for it in everybody]),
-        math.nan if under_way else max(it.end_s for it in ended),
-    )
-    horizon_s = min((it.arrival_s for it in under_way), default=math.inf)
-    return [
-        Compared(it, begin_s - it.arrival_s)
-        for it, begin_s in zip(ended, begins_s.tolist(), strict=False)
-        if it.arrival_s < horizon_s and not math.isnan(begin_s)
-    ]
+@dataclass(frozen=True, slots=True, eq=False)
+class Arrays:
+    """Requests by columns, each [num_requests]."""
+
+    arrivals_s: FloatArray
+    begins_s: FloatArray
+    work: FloatArray
+    keys: FloatArray
+
+    @classmethod
+    def of(cls, requests: list[Passed]) -> "Arrays":
+        """The columns of these."""
+        rows = [(it.arrival_s, it.begin_s, it.work, it.key) for it in requests]
+        return cls(*np.array(rows, dtype=np.float64).T)
 
 
 def _gain_of(compared: list[Compared]) -> Gain | None:

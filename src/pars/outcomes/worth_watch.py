@@ -46,25 +46,27 @@ class WorthWatch:
     One server process's. On one event loop.
 
     Args:
-        max_slowdown: The bound that is promised; None: none in shares.
+        max_slowdown: The bound that is promised at this moment.
         tau_b: Of the predictions by now; nan: not known.
 
     Attributes:
         gain: Of the last hour, at the last look; None: nothing is known.
+        shadow_gain: What the order would have gained that is only thought of; None: there is none.
     """
 
     def __init__(
         self,
         metrics: WorthMetrics,
-        max_slowdown: float | None = None,
+        max_slowdown: Callable[[], float] = lambda: math.inf,
         *,
         tau_b: Callable[[], float] = lambda: math.nan,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.worth = Worth(clock)
         self.gain: Gain | None = None
+        self.shadow_gain: Gain | None = None
         self._metrics = metrics
-        self._max_slowdown = math.inf if max_slowdown is None else max_slowdown
+        self._max_slowdown = max_slowdown
         self._tau_b = tau_b
         self._clock = clock
         self._minutes: dict[int, Minute] = {}
@@ -89,15 +91,16 @@ class WorthWatch:
         while True:
             await asyncio.sleep(every_s)
             try:
-                self.gain, new = await asyncio.to_thread(self.worth.look)
-                self.take(new)
+                seen = await asyncio.to_thread(self.worth.look)
+                self.gain, self.shadow_gain = seen.gain, seen.shadow_gain
+                self.take(seen.new)
             except Exception as error:  # a figure is missing, and no request
                 log.warning("what the order is worth is not known: %s", one_line(error))
 
     def take(self, new: list[Compared]) -> None:
         """Show what became known."""
         for it in new:
-            longest_s = self._max_slowdown * (it.fcfs_wait_s + 2 * BUCKET_S)
+            longest_s = self._max_slowdown() * (it.fcfs_wait_s + 2 * BUCKET_S)
             self._metrics.compared(
                 _class_of(it.passed.is_express),
                 it.wait_s,
@@ -119,6 +122,7 @@ class WorthWatch:
         minutes = [self._minutes.get(first + at) for at in range(NUM_MINUTES)]
         return {
             "gain": None if self.gain is None else self.gain.as_json(),
+            "shadow_gain": None if self.shadow_gain is None else self.shadow_gain.as_json(),
             "num_waiting": self.worth.num_waiting,
             "num_running": self.worth.num_running,
             "longest_waiting_s": self.worth.longest_waiting_s,

@@ -103,6 +103,20 @@ class LiveRanker:
         tokens_at = snapshot.scale.calibration.expected_tokens
         return [Expectation(score, tokens_at(score), snapshot.fingerprint) for score in scores]
 
+    def load_from(self, folder: Path) -> None:
+        """
+        Take another ranker's folder from now on. Blocks.
+
+        Raises:
+            RankerError: it cannot be loaded; all stays as it is.
+        """
+        other = LiveRanker(folder, load=self._load)
+        other.refresh()
+        if not other.is_loaded:
+            raise RankerError(f"{folder}: there is no ranker")
+        self.folder = folder
+        self._signature, self._snapshot = other._signature, other._snapshot
+
     def refresh(self) -> bool:
         """
         Load the folder if it changed since the last look; whether it did. Blocks.

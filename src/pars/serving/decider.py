@@ -74,19 +74,21 @@ class Decider:
         prediction = await self._predictor.predict(asked, is_trusted=wish.priority is not None)
         self._metrics.count(prediction.reason)
         demand = demand_of(asked.request, prediction.tokens, obey_limits=self._settings.obey_limits)
-        priority, place = self._placing.place(engine, demand, prediction, wish, arrival_s)
-        key = -priority if engine.larger_first else priority
+        placed = self._placing.place(engine, demand, prediction, wish, arrival_s)
+        key = -placed.priority if engine.larger_first else placed.priority
         outcome = self._outcome(path, asked, prediction, arrival_s, key)
         self._metrics.decision_seconds.observe(time.perf_counter() - began_s)
         return Decision(
             outcome=outcome,
-            priority=priority,
+            priority=placed.priority,
             began_s=began_s,
             request_id=_named(headers) or asked.request_id,
             is_stream=asked.is_stream,
             work=demand.work,
             prompt_tokens=sum(prompt.num_tokens for prompt in asked.request.prompts),
-            place=place,
+            place=placed.place,
+            policy=placed.policy,
+            shadow_key=placed.shadow_key,
             guess=prediction.guess,
         )
 

@@ -20,6 +20,7 @@ from pars.request.body import Message, Receive, Scope, Send
 from pars.scheduling.engines import ENGINES
 from pars.scheduling.trust import keys_in
 from pars.serving.client_protocol import ClientProtocol
+from pars.serving.control import CTL_PATH, Control, answer_ctl
 from pars.serving.engine_watch import SETTLED_S, SOON_S, EngineWatch
 from pars.serving.header_fields import end_to_end
 from pars.serving.held.hold import Hold
@@ -91,6 +92,7 @@ class Gateway:
             holds=self._holds,
         )
         self._api_keys = [key.encode() for key in settings.client_keys]
+        self.control = Control(self.middleware, settings.state_folder)
         self.pages = Pages(upstream, self.middleware, self.known, self.registry, self.hold)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -100,7 +102,9 @@ class Gateway:
             await self._http(scope, receive, send)
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"] in PATHS:
+        if scope["path"] == CTL_PATH and self.settings.admin_key:
+            await answer_ctl(self.control, self.settings.admin_key, scope, receive, send)
+        elif scope["path"] in PATHS:
             await self.pages.answer(scope, send, shows_key=self._may_pass(scope))
         elif not self._may_pass(scope):
             await send_error(send, 401, "invalid_api_key", "the API key is missing or wrong")
@@ -127,6 +131,7 @@ class Gateway:
         return any(matches)
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.control.restore()
         beside = [asyncio.create_task(self._keep_holding())]
         if self._is_asked():
             beside.append(asyncio.create_task(self.watch.keep_asking()))

@@ -88,14 +88,12 @@ class PriorityMiddleware:
         self.byte_budget = ByteBudget(settings.max_buffered_bytes)
         self._kept_budget = ByteBudget(settings.max_buffered_bytes)  # of bodies at the engine
         self.placing = Placing(settings, self.metrics, clock)
-        bound = settings.max_slowdown if settings.goes_by_slowdown else None
         self.worth = WorthWatch(
             WorthMetrics(self.metrics.registry),
-            bound,
+            lambda: self.placing.max_slowdown,
             tau_b=lambda: self.predictor.tau_b,
             clock=clock,
         )
-        self.metrics.go_by(settings.policy_in_words)
         self._writer: OutcomeWriter | None = None
         self._upkeep: list[asyncio.Task[None]] = []
         self._recorder = self._record_requests(clock)

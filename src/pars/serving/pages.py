@@ -93,7 +93,7 @@ class Pages:
     def _now(self) -> dict[str, Any]:
         middleware = self._middleware
         return {
-            "policy": middleware.settings.policy_in_words,
+            "policy": middleware.placing.in_words,
             "express_bucket_ratio": middleware.placing.bucket_ratio,
             "held": self._hold.as_json(),
             "worth": middleware.worth.as_json(),

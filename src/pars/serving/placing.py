@@ -1,17 +1,35 @@
 """Where a request stands in the engine's queue: by what is expected of it, within the bound."""
 
+import math
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 from pars.outcomes.decision import Decision
 from pars.outcomes.metrics import ServeMetrics
 from pars.outcomes.records import Outcome
 from pars.scheduling.demand import Demand
 from pars.scheduling.engines import Engine
-from pars.scheduling.policies.policy import Place
+from pars.scheduling.policies.fcfs import FCFS
+from pars.scheduling.policies.policy import Place, Policy
 from pars.scheduling.trust import Wish
 from pars.serving.prediction import Prediction
 from pars.serving.settings import Settings
+
+
+class Placed(NamedTuple):
+    """
+    Attributes:
+        priority: As the engine takes it.
+        place: None: by nobody's policy.
+        policy: Whose place that is.
+        shadow_key: What it would have had as a key, were its policy not only thought of.
+    """
+
+    priority: int
+    place: Place | None = None
+    policy: Policy | None = None
+    shadow_key: int | None = None
 
 
 class Placing:
@@ -25,9 +43,32 @@ class Placing:
     def __init__(
         self, settings: Settings, metrics: ServeMetrics, clock: Callable[[], float] = time.time
     ) -> None:
-        self._policy = settings.policy()
         self._metrics = metrics
         self._clock = clock
+        self._arrival = FCFS(bits=settings.priority_bits)
+        self.go_by(settings.policy())
+
+    def go_by(self, policy: Policy, *, is_shadow: bool = False) -> None:
+        """
+        Order what comes from now on by `policy`; what waits keeps its place.
+
+        Args:
+            is_shadow: Only in thought: requests get the key of their arrival.
+        """
+        self._policy, self._is_shadow = policy, is_shadow
+        self._metrics.go_by(self.in_words)
+
+    @property
+    def in_words(self) -> str:
+        """The bound on waiting, for people."""
+        if self._is_shadow:
+            return f"shadow: first come, first served; in thought {self._policy.in_words}"
+        return self._policy.in_words
+
+    @property
+    def max_slowdown(self) -> float:
+        """The bound as a ratio; infinite where there is none."""
+        return getattr(self._policy, "max_slowdown", math.inf)
 
     @property
     def bucket_ratio(self) -> float | None:
@@ -41,10 +82,10 @@ class Placing:
         prediction: Prediction,
         wish: Wish,
         arrival_s: float,
-    ) -> tuple[int, Place | None]:
+    ) -> Placed:
         """The request's priority as the engine takes it, and its place by the policy."""
         if wish.priority is not None:
-            return min(max(wish.priority, -(2**63)), 2**63 - 1), None
+            return Placed(min(max(wish.priority, -(2**63)), 2**63 - 1))
         scale = prediction.scale
         if not prediction.is_ordered:  # the same for all: first come, first served
             demand = demand._replace(cost=scale.neutral_tokens)
@@ -58,19 +99,24 @@ class Placing:
         )
         if (bucket_ratio := self._policy.bucket_ratio) is not None:
             self._metrics.place(is_express=bool(place.is_express), bucket_ratio=bucket_ratio)
-        return (-place.key if engine.larger_first else place.key), place
+        key, shadow_key = place.key, None
+        if self._is_shadow:
+            shadow_key = key
+            key = self._arrival.place(demand, arrival_s, offset_s=wish.offset_s).key
+        return Placed(-key if engine.larger_first else key, place, self._policy, shadow_key)
 
     def began(self, decision: Decision) -> None:
         """The engine begins to answer."""
-        if decision.place is not None:
-            self._policy.began(decision.place)
+        if decision.place is not None and decision.policy is not None:
+            decision.policy.began(decision.place)
 
     def ended(self, decision: Decision) -> None:
         """The request is done, or gone."""
-        if decision.place is not None:
-            self._policy.ended(decision.place, self._clock())
+        if decision.place is not None and decision.policy is not None:
+            decision.policy.ended(decision.place, self._clock())
 
     def correct(self, decision: Decision, outcome: Outcome) -> None:
         """What an answer truly took is known."""
-        if decision.place is not None and outcome.answer_tokens is not None:
-            self._policy.correct(decision.place, decision.true_work(outcome))
+        policy, place = decision.policy, decision.place
+        if policy is not None and place is not None and outcome.answer_tokens is not None:
+            policy.correct(place, decision.true_work(outcome))

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pars.errors import one_line
@@ -25,6 +26,7 @@ from pars.outcomes.records import Outcome
 from pars.ranking.batching import Batcher, QueueFull
 from pars.ranking.live_ranker import Expectation, LiveRanker, keep_fresh
 from pars.ranking.online.ranker import Guess, OnlineRanker
+from pars.ranking.ranker import bundled_ranker
 from pars.scheduling.demand import Calibration
 from pars.serving.asked import Asked
 from pars.serving.settings import Settings
@@ -146,6 +148,19 @@ class Predictor:
         first = expectations[0]
         told = (first.ranker, first.score, first.tokens)
         return Prediction(reason, tokens, is_ordered, scale, *told, guess)
+
+    def load(self, name: str) -> None:
+        """
+        Ask another ranker from now on: a folder, module:object, or "" for the bundled one. Blocks.
+
+        Raises:
+            RankerError: it cannot be loaded; the one before stays.
+        """
+        self.ranker.load_from(Path(name) if name not in ("", "none") else bundled_ranker())
+        self._is_own_ranker = name not in ("", "none")
+        self._show_ranker()
+        if self._judge is not None:
+            self._judge.start_afresh()
 
     def learn(self, guess: Guess | None, outcome: Outcome) -> None:
         """An answer is known, of which `guess` was expected."""

@@ -203,6 +203,11 @@ class Settings:
         "", "a caller that sends it in `X-Pars-Secret` is trusted", is_secret=True
     )
     key_offsets: str = _setting("", "file: SHA-256 of an API key → seconds")
+    admin_key: str = _setting(
+        "",
+        "gateway only: who sends it may change how it serves (`pars ctl`); empty: nobody",
+        is_secret=True,
+    )
     api_keys: str = _setting(
         "",
         "gateway only: keys that clients must send, separated by commas",
@@ -314,18 +319,6 @@ class Settings:
     def goes_by_slowdown(self) -> bool:
         """Whether the bound on waiting is a ratio, and not seconds of overtaking."""
         return self.max_overtake_s == NO_OVERTAKE_BOUND
-
-    @property
-    def policy_in_words(self) -> str:
-        """The bound on waiting, for people."""
-        if not self.goes_by_slowdown:
-            name, bound = f"overtaken only within {self.max_overtake_s:g} s", self.max_overtake_s
-        else:
-            name = f"at most {self.max_slowdown:g} times the wait of first come, first served"
-            bound = self.max_slowdown - 1
-        if bound == 0:
-            return "first come, first served"
-        return "shortest first" if bound == math.inf else name
 
     def policy(self) -> Policy:
         """The policy of one queue: a share of the work goes first, or seconds of overtaking."""

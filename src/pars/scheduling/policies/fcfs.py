@@ -43,5 +43,9 @@ class FCFS(Policy):
         return Place(self._keys.at(arrival_s - EPOCH_S + bounded_offset_s(offset_s)))
 
     @property
+    def in_words(self) -> str:
+        return "first come, first served"
+
+    @property
     def suffix(self) -> str:
         return ""

@@ -110,6 +110,14 @@ class MaxSlowdown(Policy):
         )
 
     @property
+    def in_words(self) -> str:
+        if self.max_slowdown == 1:
+            return "first come, first served"
+        if math.isinf(self.max_slowdown):
+            return "shortest first"
+        return f"at most {self.max_slowdown:g} times the wait of first come, first served"
+
+    @property
     def suffix(self) -> str:
         return f"@{self.max_slowdown:g}x"
 

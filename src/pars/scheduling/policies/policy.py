@@ -115,6 +115,11 @@ class Policy:
         return self
 
     @property
+    def in_words(self) -> str:
+        """What it promises, for people."""
+        return repr(self)
+
+    @property
     def suffix(self) -> str:
         """What stands behind a predictor's name where policies are spelled: `oracle@30`."""
         return f"@{type(self).__name__}"

@@ -83,6 +83,14 @@ class ShortestFirst(Policy):
         return Place(self._keys.at(arrival_s - EPOCH_S + offset_s, added), work=demand.work)
 
     @property
+    def in_words(self) -> str:
+        if self.max_overtake_s == 0:
+            return "first come, first served"
+        if math.isinf(self.max_overtake_s):
+            return "shortest first"
+        return f"overtaken only within {self.max_overtake_s:g} s"
+
+    @property
     def suffix(self) -> str:
         if math.isinf(self.max_overtake_s):
             return ""

@@ -1,0 +1,80 @@
+"""The commands that look at a running gateway, and change it: top and ctl."""
+
+import json
+import os
+import time
+from typing import Any
+
+import click
+
+from pars.errors import ParsError
+
+NAMES = ("policy", "learn", "shadow", "ranker", "rollback")
+
+
+@click.command()
+@click.argument("url")
+@click.option("--every-s", type=click.FloatRange(min=0.5), default=5.0, show_default=True)
+@click.option("--once", is_flag=True, help="Print it once, and end.")
+@click.option("--json", "as_json", is_flag=True, help="Print the JSON of /pars/now once.")
+def top(url: str, every_s: float, once: bool, as_json: bool) -> None:
+    """
+    Show what a gateway's order is worth, and who waits.
+
+    The same as its page, /pars/. Where PARS_API_KEYS is set, its first key is sent.
+    """
+    from pars.doctor.live_page import lines_of, now_of
+
+    if as_json:
+        click.echo(json.dumps(now_of(url)))
+        return
+    while True:
+        lines = lines_of(now_of(url))
+        if not once:
+            click.clear()
+        click.echo("\n".join(lines))
+        if once:
+            return
+        time.sleep(every_s)
+
+
+@click.command()
+@click.argument("url")
+@click.argument("name", type=click.Choice(NAMES), required=False)
+@click.argument("value", required=False)
+@click.option("--keep", is_flag=True, help="Let it outlive a restart of the gateway.")
+def ctl(url: str, name: str | None, value: str | None, keep: bool) -> None:
+    """
+    Change a gateway while it serves, or say what is set.
+
+    \b
+    pars ctl URL                     what is set
+    pars ctl URL policy fcfs         first come, first served from now on
+    pars ctl URL policy default      as the gateway was started
+    pars ctl URL policy 1.25x        at most 1.25 times the first-come wait
+    pars ctl URL learn off           go by what is known, and learn no more
+    pars ctl URL shadow on           order only in thought, and tell its worth
+    pars ctl URL ranker DIR          ask another ranker
+    pars ctl URL rollback            take the last change back
+
+    PARS_ADMIN_KEY must be the same here and at the gateway.
+    """
+    from pars.doctor.live_page import change
+
+    key = os.environ.get("PARS_ADMIN_KEY", "")
+    if not key:
+        raise ParsError("PARS_ADMIN_KEY is not set")
+    asked: dict[str, Any] = {}
+    if name == "rollback":
+        asked = {"rollback": True}
+    elif name is not None:
+        if value is None:
+            raise ParsError(f"{name}: to what? See pars ctl --help")
+        asked = {name: value}
+    if keep:
+        asked["keep"] = True
+    for set_name, set_to in change(url, key, asked).items():
+        click.echo(f"{set_name:<8}{set_to or '(the bundled one)'}")
+
+
+OPERATE_COMMANDS: tuple[click.Command, ...] = (top, ctl)

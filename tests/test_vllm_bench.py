@@ -18,7 +18,7 @@ from serving import serve_in_thread
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 PRIORITY = ("--scheduling-policy", "priority")  # the server of tests/test_engine.py
-POLICIES = ("fcfs", "oracle")
+POLICIES = ("fcfs", "oracle", "oracle@1x", "oracle@infx")  # the last two by the express lane
 LENGTHS = [600, 120, 280, 40, 200, 80, 240, 160]  # the first runs until all have come
 GAP_S = 0.05
 LONG_STALL_S = 0.05  # of this process: then it sends late, or sees two ends at once
@@ -70,12 +70,14 @@ def live(folder: Path) -> Result:
 
 
 def test_all_tokens_come_and_policies_order_the_queue(live: Result):
-    """fcfs ends as they came, the oracle shortest first."""
+    """fcfs, and no share for express, end as they came; the oracle, and all of it, by length."""
     assert {r.error for r in live.requests} == {None}
     assert [r.output_tokens for r in live.requests] == [r.asked_tokens for r in live.requests]
     by_length = sorted(range(1, len(LENGTHS)), key=lambda n: LENGTHS[n])
-    assert order_of_completion(live, "fcfs") == list(range(len(LENGTHS)))
-    assert order_of_completion(live, "oracle") == [0, *by_length]
+    for policy in ("fcfs", "oracle@1x"):
+        assert order_of_completion(live, policy) == list(range(len(LENGTHS)))
+    for policy in ("oracle", "oracle@infx"):
+        assert order_of_completion(live, policy) == [0, *by_length]
 
 
 def test_the_engine_tells_its_queue(live: Result):

@@ -20,6 +20,7 @@ from pars.ranking.online.model import OnlineModel
 from pars.ranking.online.ranker import Gauge, OnlineRanker
 from pars.ranking.online.reading import NUM_SLOTS, Reader
 from pars.ranking.online.state import MAX_IDS, State, forget
+from pars.ranking.online.words import MAX_PARTS, WordHashes
 from pars.request.features import Signals, signals_of
 from pars.request.prompts import read_request
 
@@ -151,9 +152,9 @@ def test_no_word_and_no_key_can_be_told_without_the_secret():
     signals = asked("Write an essay about the sea", "key")
     first, again, other = (Reader(it).read(signals) for it in (SECRET, SECRET, b"another" * 5))
 
-    assert first.text_ids.tolist() == again.text_ids.tolist()
-    assert not set(first.fact_ids.tolist()) & set(other.fact_ids.tolist())
-    assert first.text_ids.max() < NUM_SLOTS
+    assert first.ids.tolist() == again.ids.tolist()
+    assert not set(first.ids.tolist()) & set(other.ids.tolist())
+    assert first.ids.max() < NUM_SLOTS
 
 
 @pytest.mark.parametrize(
@@ -163,8 +164,49 @@ def test_any_text_is_read_within_bounds(text: str):
     """Few ids, finite numbers, whatever is asked."""
     reading = Reader(SECRET).read(asked(text))
 
-    assert len(reading.text_ids) + len(reading.fact_ids) < MAX_IDS
+    assert len(reading.ids) < MAX_IDS
     assert np.isfinite(reading.dense).all()
+
+
+def test_a_character_is_a_word_where_words_have_no_space_between():
+    """Two Chinese sentences of other words share the characters that they have in common."""
+    words = WordHashes(SECRET, {})
+    first, second = words.of("写一篇文章")[0], words.of("请写文章")[0]
+
+    assert (len(first), len(second)) == (5, 4)
+    assert len(set(first.tolist()) & set(second.tolist())) == 3
+
+
+def test_words_are_told_by_letters_digits_and_signs():
+    """Case does not count, a new line does, and only a word that is known has a vector."""
+    words = WordHashes(SECRET, {"tea": 7})
+    hashes, rows = words.of("Tea-2,\ntea\tun_known")
+
+    assert rows.tolist() == [7, 0, 0, 0, 0, 7, 0, 0]
+    assert hashes[0] == hashes[5]
+    assert len(set(hashes.tolist())) == 7
+
+
+def test_the_start_and_the_end_of_a_long_text_are_read():
+    """192 words and 64, whether it is a little too long or very much."""
+    words = WordHashes(SECRET, {})
+    for num_words in (300, 30_000):
+        text = " ".join(f"w{it:05d}" for it in range(num_words))  # each a letter and a number
+        expected = [words.of(text[start:][:700])[0] for start in (0, len(text) - 32 * 7)]
+        read = words.of(text)[0]
+        assert read[:192].tolist() == expected[0][:192].tolist()
+        assert read[192:].tolist()[-63:] == expected[1].tolist()[-63:]
+
+
+def test_what_is_remembered_of_words_is_bounded():
+    """However many there are; and they are told the same afterwards."""
+    words = WordHashes(SECRET, {})
+    before = words.of("some words")[0].tolist()
+    for number in range(2 * MAX_PARTS):
+        words.of(f"word{number}" if number % 2 else "x" * 10_000 + str(number))
+
+    assert len(words) <= MAX_PARTS + 1
+    assert words.of("some words")[0].tolist() == before
 
 
 # What is kept
@@ -233,7 +275,7 @@ def test_a_damaged_file_costs_what_it_held(tmp_path: Path, damage: str):
     elif damage == "flip":
         log.write_bytes(data[:700] + bytes([data[700] ^ 1]) + data[701:])
     elif damage == "junk before":
-        log.write_bytes(b"P1" + b"\xff" * 90 + data)
+        log.write_bytes(b"P2" + b"\xff" * 90 + data)
     else:
         state.snapshot(ranker.model)
         model = tmp_path / "model.npz"

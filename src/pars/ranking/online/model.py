@@ -38,6 +38,7 @@ class OnlineModel:
         self.squares = np.full(NUM_SLOTS, FIRST_SQUARES, dtype=np.float32)
         self.dense = np.zeros(NUM_DENSE)
         self.covariance = np.eye(NUM_DENSE) / PRIOR
+        self._change = np.empty_like(self.covariance)
         self.num_learned = 0
         self.mean = math.log1p(128.0)
         self.squared_deviation = 0.0
@@ -58,23 +59,36 @@ class OnlineModel:
         self._count(log_tokens)
         error = (log_tokens - self.mean) / self.deviation - self._standard(reading)
         error = min(max(error, -MAX_ERROR), MAX_ERROR)
-        for ids in (reading.text_ids, reading.fact_ids):
-            if len(ids):
-                gradient = error / math.sqrt(len(ids))
-                squares = self.squares[ids] + gradient * gradient
-                self.squares[ids] = squares
-                self.weights[ids] += RATE * gradient / np.sqrt(squares)
+        self._step(reading, error)
         seen = self.covariance @ reading.dense
         gain = seen / (1.0 + reading.dense @ seen)
         self.dense += gain * error
-        self.covariance -= gain[:, None] * seen
+        np.multiply(gain[:, None], seen, out=self._change)
+        self.covariance -= self._change
 
     def _standard(self, reading: Reading) -> float:
-        told = float(self.dense @ reading.dense)
-        for ids in (reading.text_ids, reading.fact_ids):
-            if len(ids):
-                told += float(self.weights[ids].sum()) / math.sqrt(len(ids))
-        return told
+        told, num_text = self.weights.take(reading.ids), reading.num_text
+        text, fact = _scales(reading)
+        return float(
+            self.dense @ reading.dense
+            + text * np.add.reduce(told[:num_text])
+            + fact * np.add.reduce(told[num_text:])
+        )
+
+    def _step(self, reading: Reading, error: float) -> None:
+        """AdaGrad, of all slots at once; each kind of feature has the same length, one."""
+        ids, num_text = reading.ids, reading.num_text
+        text, fact = _scales(reading)
+        squares = self.squares.take(ids)
+        squares[:num_text] += (text * error) ** 2
+        squares[num_text:] += (fact * error) ** 2
+        self.squares[ids] = squares
+        steps = np.sqrt(squares, out=squares)
+        np.divide(RATE * error, steps, out=steps)
+        steps[:num_text] *= text
+        steps[num_text:] *= fact
+        steps += self.weights.take(ids)
+        self.weights[ids] = steps
 
     def _count(self, log_tokens: float) -> None:
         """Welford's running mean and deviation (1962, Technometrics 4:419)."""
@@ -113,3 +127,9 @@ class OnlineModel:
         num_learned, model.mean, model.squared_deviation = arrays["scalars"].tolist()
         model.num_learned = int(num_learned)
         return model
+
+
+def _scales(reading: Reading) -> tuple[float, float]:
+    """What a feature of each kind counts for: with them all vectors are of length one."""
+    num_text = reading.num_text
+    return 1 / math.sqrt(num_text or 1), 1 / math.sqrt(len(reading.ids) - num_text or 1)

@@ -13,7 +13,7 @@ split off for testing, and no text is kept.
 import math
 import secrets
 from collections import deque
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from pars.ranking.intervals import Estimate, tau_b_interval
 from pars.ranking.online.model import OnlineModel
@@ -31,8 +31,7 @@ LONG_DEVIATIONS = 1.2816  # the 0.9 quantile of a normal distribution
 MAX_LOG_TOKENS = math.log1p(1 << 24)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Guess:
+class Guess(NamedTuple):
     """
     What was expected of an answer before it came.
 

@@ -32,11 +32,11 @@ from pars.ranking.online.model import OnlineModel
 from pars.ranking.online.reading import NUM_DENSE, NUM_SLOTS, Reading
 
 SECRET_BYTES = 32
-FORMAT = 1
+FORMAT = 2
 HEAD = struct.Struct("<2sHHfBI")  # mark, text ids, fact ids, log tokens, lower bound, checksum
-MARK = b"P1"
+MARK = b"P2"
 MAX_IDS = 2048
-MAX_RECORD_BYTES = HEAD.size + 4 * (2 * MAX_IDS + NUM_DENSE)
+MAX_RECORD_BYTES = HEAD.size + 4 * (MAX_IDS + NUM_DENSE)
 MAX_LOG_BYTES = 4 << 20  # then a process begins a new log
 MAX_FOLDER_BYTES = 64 << 20  # of all logs; beyond it the oldest go, learned by all or not
 SETTLED_S = 60.0  # a log that nobody has written to for so long is followed by all
@@ -221,18 +221,11 @@ def _secret_of(path: Path) -> bytes:
 
 
 def _record(reading: Reading, log_tokens: float, is_lower_bound: bool) -> bytes:
-    text_ids, fact_ids = reading.text_ids[:MAX_IDS], reading.fact_ids[:MAX_IDS]
-    body = b"".join(
-        (
-            text_ids.astype("<u4").tobytes(),
-            fact_ids.astype("<u4").tobytes(),
-            reading.dense.astype("<f4").tobytes(),
-        )
-    )
-    told = struct.pack("<HHfB", len(text_ids), len(fact_ids), log_tokens, is_lower_bound)
-    head = HEAD.pack(
-        MARK, len(text_ids), len(fact_ids), log_tokens, is_lower_bound, zlib.crc32(told + body)
-    )
+    ids = reading.ids[:MAX_IDS]
+    counts = (min(reading.num_text, len(ids)), max(0, len(ids) - reading.num_text))
+    body = ids.astype("<u4").tobytes() + reading.dense.astype("<f4").tobytes()
+    told = struct.pack("<HHfB", *counts, log_tokens, is_lower_bound)
+    head = HEAD.pack(MARK, *counts, log_tokens, is_lower_bound, zlib.crc32(told + body))
     return head + body
 
 
@@ -253,14 +246,14 @@ def _record_at(data: bytes, at: int) -> tuple[Learned, int] | None:
         return None
     _, num_text, num_facts, log_tokens, is_lower_bound, checksum = HEAD.unpack_from(data, at)
     start = at + HEAD.size
-    middle, rest = start + 4 * num_text, start + 4 * (num_text + num_facts)
+    rest = start + 4 * (num_text + num_facts)
     end = rest + 4 * NUM_DENSE
     told = struct.pack("<HHfB", num_text, num_facts, log_tokens, is_lower_bound)
     if end > len(data) or zlib.crc32(told + data[start:end]) != checksum:
         return None
     reading = Reading(
-        np.frombuffer(data[start:middle], "<u4").astype(np.int64) % NUM_SLOTS,
-        np.frombuffer(data[middle:rest], "<u4").astype(np.int64) % NUM_SLOTS,
+        np.frombuffer(data[start:rest], "<u4").astype(np.int64) % NUM_SLOTS,
+        num_text,
         np.frombuffer(data[rest:end], "<f4").astype(np.float64),
     )
     return Learned(reading, log_tokens, bool(is_lower_bound)), end

@@ -1,0 +1,82 @@
+"""
+The words of a text as hashes under a secret, each with its place among the word vectors.
+
+A text is parted at white space by str.split, and each part is looked up: of one that was seen
+before the hashes of its words stand ready as bytes, so that a text's are joined in one call. Only
+new parts are searched for words and hashed. What is remembered is bounded, in number and size.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+NUM_FIRST, NUM_LAST = 192, 64  # words that are read of a long text
+MAX_WORDS = NUM_FIRST + NUM_LAST
+MAX_CHARS = 6_000  # in which the first words are sought; a third of it for the last ones
+MAX_PARTS = 1 << 15  # remembered; then the memory starts anew
+MAX_PART_CHARS = 64  # of a part to be remembered
+NEW_LINE = "\ue000"  # stands for one while a text is parted; of private use, so hardly in a text
+# Letters, digits, one sign. Chinese, Japanese and Thai write words without a space between, so
+# there each character counts as one, and neighbours make the words.
+UNSPACED = "\u0e01-\u0e2e\u3041-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+WORD = re.compile(rf"[{UNSPACED}]|[^\W\d_{UNSPACED}]+|\d+|[^\w\s]")
+
+
+class WordHashes(dict[str, bytes]):
+    """
+    By part of a text: of each of its words the hash and the row of its vector, 8 bytes each.
+
+    Args:
+        rows: Of the words that have a vector, from 1 on.
+    """
+
+    def __init__(self, secret: bytes, rows: Mapping[str, int]) -> None:
+        self._secret, self._rows = secret[:64], rows
+        self._keep_marks()
+
+    def __missing__(self, part: str) -> bytes:
+        words = WORD.findall(part.lower())[:MAX_WORDS]
+        told = b"".join(map(self._told, words))
+        if len(part) <= MAX_PART_CHARS:
+            if len(self) > MAX_PARTS:
+                self.clear()
+                self._keep_marks()
+            self[part] = told
+        return told
+
+    def of(self, text: str) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+        """
+        Hashes and vector rows (0: none) of the text's first and last words, [num_words].
+        """
+        if len(text) <= MAX_CHARS:
+            parts = _spaced(text).split()
+            first, last = parts[:MAX_WORDS], parts[MAX_WORDS:][-NUM_LAST:]
+        else:
+            first = _spaced(text[:MAX_CHARS]).split(None, NUM_FIRST)[:NUM_FIRST]
+            last = _spaced(text[-MAX_CHARS // 3 :]).rsplit(None, NUM_LAST)[-NUM_LAST:]
+        read = self._of_parts(first + last)
+        if len(read) > MAX_WORDS:
+            read = np.concatenate([read[:NUM_FIRST], read[-NUM_LAST:]])
+        return read[:, 0], read[:, 1]
+
+    def hashed(self, text: str) -> bytes:
+        """The text's hash as a whole, 8 bytes."""
+        told = text.encode("utf-8", "surrogatepass")
+        return hashlib.blake2b(told, digest_size=8, key=self._secret).digest()
+
+    def _told(self, word: str) -> bytes:
+        return self.hashed(word) + self._rows.get(word, 0).to_bytes(8, "little")
+
+    def _of_parts(self, parts: list[str]) -> NDArray[np.uint64]:
+        told = b"".join(map(self.__getitem__, parts))
+        return np.frombuffer(told, dtype="<u8").reshape(-1, 2)
+
+    def _keep_marks(self) -> None:
+        self[NEW_LINE] = self._told("\n")
+
+
+def _spaced(text: str) -> str:
+    return text.replace("\n", f" {NEW_LINE} ") if "\n" in text else text

@@ -19,11 +19,15 @@ from prometheus_client import CollectorRegistry
 
 from pars.errors import DataError, RankerError
 from pars.outcomes.metrics import ServeMetrics
+from pars.prove.workload.contenders import Contender
+from pars.prove.workload.line import START_S, keys_of
+from pars.prove.workload.workload import WorkloadRequest
 from pars.ranking.live_ranker import LiveRanker, keep_fresh
+from pars.scheduling.demand import Calibration
 from pars.scheduling.engines import ENGINES, scheduling_policy, vllm_engine
 from pars.scheduling.keys import EPOCH_S
 from pars.serving.middleware import PriorityMiddleware
-from pars.serving.settings import Settings
+from pars.serving.settings import NO_OVERTAKE_BOUND, Settings
 
 from serving import DEADLINE_S, GatedScorer, LengthScorer, eventually
 
@@ -764,3 +768,32 @@ def test_threads_do_not_pile_up(tmp_path: Path) -> None:
     asyncio.run(bench.middleware({"type": "lifespan"}, None, None))  # type: ignore[arg-type]
     assert bench.count("scored") == 1
     eventually(lambda: threading.active_count() <= before)
+
+
+# The same order everywhere
+
+
+@pytest.mark.parametrize(
+    ("policy", "bound"),
+    [
+        ("ranker@30", {"max_overtake_s": 30.0}),
+        ("ranker@1x", {"max_overtake_s": NO_OVERTAKE_BOUND, "max_slowdown": 1.0}),
+        ("ranker@infx", {"max_overtake_s": NO_OVERTAKE_BOUND, "max_slowdown": math.inf}),
+    ],
+)
+@pytest.mark.parametrize("prompt_chars", [4, 400, 4000])
+def test_simulate_and_bench_give_a_request_the_key_that_the_middleware_gives(
+    tmp_path: Path, policy: str, bound: dict[str, float], prompt_chars: int
+) -> None:
+    """From the same prompt, limit and ranker; a key that holds the arrival moves with it."""
+    prompt = "x" * prompt_chars
+    request = WorkloadRequest("0", 0.0, prompt, prompt_chars // 4, 7, max_tokens=300)
+    contender, scores = Contender.parse(policy), [float(prompt_chars)]
+    [key] = keys_of(contender, [request], scores, Calibration.of(INFO))
+
+    bench = Bench(tmp_path, **bound)
+    bench.post("/v1/completions", json.dumps({"prompt": prompt, "max_tokens": 300}).encode())
+
+    holds_arrival = policy != "ranker@infx"
+    moved = round((START_S - NOW_S) * 1e6) if holds_arrival else 0
+    assert bench.app.priority == key - moved

@@ -42,18 +42,14 @@ def _entry(name: str, value: Any) -> str:
 
 
 def _methods(value: type) -> list[tuple[str, Any]]:
-    """Public methods and properties that the class itself or one of ours above it documents."""
-    found: dict[str, Any] = {}
-    for owner in reversed(value.__mro__):
-        if owner.__module__.startswith("pars"):
-            found |= {
-                name: it
-                for name, it in vars(owner).items()
-                if not name.startswith("_")
-                if isinstance(it, classmethod | staticmethod | property) or inspect.isfunction(it)
-                if inspect.getdoc(getattr(value, name))
-            }
-    return list(found.items())
+    """Its own public methods and properties; what it has from `pars.Policy` stands there."""
+    return [
+        (name, it)
+        for name, it in vars(value).items()
+        if not name.startswith("_")
+        if isinstance(it, classmethod | staticmethod | property) or inspect.isfunction(it)
+        if inspect.getdoc(getattr(value, name))
+    ]
 
 
 def _method(owner: str, name: str, it: Any) -> str:
@@ -67,7 +63,7 @@ def _method(owner: str, name: str, it: Any) -> str:
 
 def _signature(name: str, value: Any) -> str:
     """As one would type the call, with the annotations as the source has them."""
-    if is_dataclass(value):
+    if is_dataclass(value) or hasattr(value, "_fields"):
         parts, result = [_field(node) for node in _source(value).body if _is_field(node)], ""
     else:
         function = _source(value.__init__ if inspect.isclass(value) else value)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pars.ranking.evaluation import Order, evaluate
     from pars.ranking.ranker import Ranker, Scorer
     from pars.request.prompts import Request
+    from pars.scheduling.demand import Demand, demand_of
     from pars.scheduling.policies.fcfs import FCFS
     from pars.scheduling.policies.max_slowdown import MaxSlowdown
     from pars.scheduling.policies.policy import Place, Policy
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "FCFS",
+    "Demand",
     "MaxSlowdown",
     "Order",
     "ParsError",
@@ -36,11 +38,13 @@ __all__ = [
     "Simulation",
     "Workload",
     "__version__",
+    "demand_of",
     "evaluate",
     "simulate",
 ]
 
 _HOMES = {
+    "Demand": "pars.scheduling.demand",
     "FCFS": "pars.scheduling.policies.fcfs",
     "MaxSlowdown": "pars.scheduling.policies.max_slowdown",
     "Order": "pars.ranking.evaluation",
@@ -54,6 +58,7 @@ _HOMES = {
     "ShortestFirst": "pars.scheduling.policies.shortest_first",
     "Simulation": "pars.prove.simulation",
     "Workload": "pars.prove.workload.workload",
+    "demand_of": "pars.scheduling.demand",
     "evaluate": "pars.ranking.evaluation",
     "simulate": "pars.prove.simulation",
 }

@@ -48,7 +48,7 @@ def _methods(value: type) -> list[tuple[str, Any]]:
         for name, it in vars(value).items()
         if not name.startswith("_")
         if isinstance(it, classmethod | staticmethod | property) or inspect.isfunction(it)
-        if inspect.getdoc(getattr(value, name))
+        if (it.fget if isinstance(it, property) else getattr(it, "__func__", it)).__doc__
     ]
 
 

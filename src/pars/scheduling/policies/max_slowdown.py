@@ -28,9 +28,8 @@ DEFAULT_MAX_SLOWDOWN = 1.5  # benchmarks/frontier.py
 EXPRESS_S = 5e6  # since the epoch: before all that arrives today, and no negative number
 COST_A_SECOND, MOST_COST = 1e3, 1e9  # of an express key: 12 days at most
 LAST_EXPRESS_S = EXPRESS_S + MOST_COST / COST_A_SECOND
-BUCKET_S = 5.0  # of the engine's whole work: how far express may run ahead of its share
-FULL_SHARES = 2.0  # of a full bucket, in shares that last
-MOST_SHARE = 0.75  # of the work: the longest are never express, where they would wait the longest
+BUCKET_S = 3.0  # of the engine's whole work: how far express may run ahead of its share
+FULL_SHARES = 0.75  # of a full bucket, in shares that last: the shortest use them best
 BINS_AN_OCTAVE = 4
 NUM_BINS = 30 * BINS_AN_OCTAVE
 MEMORY = 4096.0  # requests after which the distribution of costs has forgotten half
@@ -193,11 +192,11 @@ class MaxSlowdown(Policy):
         Of the work, cheapest first, that is express at the bucket's level.
 
         The lower the level, the shorter a request must be: when there is room for few, the shortest
-        have it. At half a bucket it is the share that lasts.
+        have it. It is always less than the share that lasts: the bucket pays for bursts of them.
         """
         if self.level <= 0 or self.capacity <= 0:
             return 0.0
-        return min(FULL_SHARES * self.share * self.level / self.capacity, MOST_SHARE)
+        return FULL_SHARES * self.share * self.level / self.capacity
 
     def _cheaper_work(self, cost: float) -> float:
         """The share of the work that cheaper requests make."""

@@ -245,3 +245,11 @@ def test_a_policy_that_cannot_be_is_named(make, problem):
     """One line with what would be right."""
     with pytest.raises(pars.ParsError, match=problem):
         make()
+
+
+def test_names_that_scripts_know_stay():
+    """`pars.ranker` is older than the public API, and so is the bundled ranker's former name."""
+    from pars import ranker
+
+    assert ranker.Ranker is pars.Ranker
+    assert ranker.boxed_ranker() == ranker.bundled_ranker()

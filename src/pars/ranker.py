@@ -3,4 +3,6 @@
 from pars.ranking.ranker import Ranker, bundled_ranker
 from pars.ranking.ranker_info import RankerInfo
 
-__all__ = ["Ranker", "RankerInfo", "bundled_ranker"]
+boxed_ranker = bundled_ranker  # its name until November 2026, which scripts still use
+
+__all__ = ["Ranker", "RankerInfo", "boxed_ranker", "bundled_ranker"]

@@ -427,6 +427,44 @@ def test_an_engine_that_refuses_priorities_is_named(tmp_path, inside):
 
 
 @pytest.mark.parametrize(
+    ("gain", "exceeded", "verdict", "told"),
+    [
+        (0.41, 0, OK, "41% shorter"),
+        (0.0, 0, UNKNOWN, "as first come, first served"),
+        (-0.2, 0, PROBLEM, "20% LONGER"),
+        (0.41, 50, PROBLEM, "50 of 100 requests waited beyond the bound"),
+    ],
+)
+def test_what_the_order_is_worth_is_said(
+    gain: float, exceeded: int, verdict: str, told: str
+) -> None:
+    """With the number, and with what to do where it does harm."""
+    page = vllm_page() + (
+        f"pars_gain_ratio {gain}\npars_wait_gain_ratio 0.3\n"
+        f"pars_bound_exceeded_total {exceeded}\n"
+        'pars_requests_by_class_total{class="ordinary"} 100\n'
+    )
+    with served({"/version": VERSION, "/metrics": page}) as url:
+        report = diagnose(DoctorOptions(endpoint=url, watch_s=0))
+
+    [found] = [it for it in report.findings if it.name == "worth"]
+    assert (found.verdict, told in found.told) == (verdict, True)
+
+
+@pytest.mark.parametrize(("slots", "verdict"), [(4, OK), (None, UNKNOWN)])
+def test_a_queue_held_in_the_gateway_is_an_order(slots: int | None, verdict: str) -> None:
+    """An engine without priorities is no problem there."""
+    held = {"num_waiting": 7, "num_at_engine": 6, "slots": slots, "slots_by": "the engine"}
+    health = {"server": "pars gateway", "status": "ok", "engine": "none", "held": held}
+    pages = {"/pars/health": json.dumps(health), "/pars/metrics": vllm_page()}
+    with served(pages) as url:
+        report = diagnose(DoctorOptions(endpoint=url, watch_s=0))
+
+    [found] = [it for it in report.findings if it.name == "priority"]
+    assert (found.verdict, "7 wait" in found.told) == (verdict, True)
+
+
+@pytest.mark.parametrize(
     ("engine", "told"), [("not known yet", "none is set"), ("none", "none is set")]
 )
 def test_a_gateway_that_sets_none_is_named(engine, told):

@@ -106,6 +106,8 @@ def _upstream(seen: Seen) -> Finding:
 
 
 def _priority(seen: Seen) -> Finding:
+    if held := seen.part("held"):
+        return _held(held)
     if seen.refuses:
         count = seen.last.total(REFUSALS) or 0.0
         return Finding("priority", PROBLEM, REFUSED, START_VLLM, {"refusals": count})
@@ -120,6 +122,17 @@ def _priority(seen: Seen) -> Finding:
         )
     told = f"{seen.told}: {way_of(engine)}"
     return Finding("priority", OK, told, "", {"engine": engine.name})
+
+
+def _held(held: dict[str, Any]) -> Finding:
+    """The gateway holds the queue, whatever the engine takes."""
+    waits = f"the gateway holds the queue: {held['num_waiting']} wait in it"
+    if held["slots"]:
+        told = f"{waits}; the engine answers {held['slots']} at once, by {held['slots_by']}"
+        return Finding("priority", OK, told, "", held)
+    told = f"{waits}; how many the engine answers at once is not known yet, so all are sent on"
+    change = "give the gateway --slots N, or look again when streams have had to wait"
+    return Finding("priority", UNKNOWN, told, change, held)
 
 
 def _scheduling(seen: Seen) -> Finding:

@@ -16,6 +16,9 @@ from pars.ranking.intervals import Estimate
 DECISIONS = "pars_decisions_total"
 MOST_UNSCORED = 0.01  # of requests; beyond it something is to mend
 TAU_B = "pars_ranker_tau_b"
+CLASSES = "pars_requests_by_class_total"
+LEAST_GAIN = 0.01  # of the time per output token; less is none
+MOST_EXCEEDED = 0.01  # of requests that wait beyond the bound
 REMEDIES = {
     "learning": "too few answers to order by yet: some dozens are needed",
     "unordered": "the engine was not known, takes no priorities or refused them: see priority",
@@ -36,7 +39,33 @@ REMEDIES = {
 
 def traffic_findings(seen: Seen) -> list[Finding]:
     """A finding for each question that the endpoint's metrics answer."""
-    return [_decisions(seen), _queue(seen), *_queues(seen), *_preemptions(seen)]
+    return [_decisions(seen), _queue(seen), *_queues(seen), *_preemptions(seen), *_worth(seen)]
+
+
+def _worth(seen: Seen) -> list[Finding]:
+    """What the order is worth, as pars tells of the last hour; nothing where it does not."""
+    page = seen.last
+    gain, wait_gain = page.total("pars_gain_ratio"), page.total("pars_wait_gain_ratio")
+    if gain is None or wait_gain is None or math.isnan(gain):
+        return []
+    numbers = {"gain_ratio": round(gain, 4), "wait_gain_ratio": round(wait_gain, 4)}
+    beside = "than first come, first served would have made it, in the last hour"
+    if abs(gain) < LEAST_GAIN:
+        told = f"time per output token as {beside.removeprefix('than ')}"
+        change = "hardly a queue, or answers that nobody can tell apart: see queue and ranker"
+        return [Finding("worth", UNKNOWN, told, change, numbers)]
+    if gain < 0:
+        told = f"time per output token {-gain:.0%} LONGER {beside}"
+        change = "pars ctl URL policy fcfs until it is understood; see ranker and scheduling"
+        return [Finding("worth", PROBLEM, told, change, numbers)]
+    told = f"time per output token {gain:.0%} shorter {beside}, the wait {wait_gain:.0%}"
+    exceeded, classed = page.total("pars_bound_exceeded_total"), page.total(CLASSES)
+    if exceeded and classed and exceeded > MOST_EXCEEDED * classed:
+        numbers["bound_exceeded"] = exceeded
+        told += f"; but {exceeded:,.0f} of {classed:,.0f} requests waited beyond the bound"
+        change = "several gateways before one engine need PARS_SHARED_ENGINE=1"
+        return [Finding("worth", PROBLEM, told, change, numbers)]
+    return [Finding("worth", OK, told, "", numbers)]
 
 
 def _decisions(seen: Seen) -> Finding:

@@ -95,7 +95,6 @@ class Pages:
         return {
             "policy": middleware.placing.in_words,
             "express_bucket_ratio": middleware.placing.bucket_ratio,
-            "held": self._hold.as_json(),
             "worth": middleware.worth.as_json(),
         }
 
@@ -128,6 +127,7 @@ class Pages:
             },
             "learning": None if learner is None else learner.as_json(),
             "engine": self._known.state,
+            "held": self._hold.as_json(),
             "schedules_by_priority": self._middleware.order.obeys,
             "warnings": self._known.warnings,
         }

@@ -1,8 +1,10 @@
-"""The commands that look at a running gateway, and change it: top and ctl."""
+"""The commands that look at a running gateway, and change it: top, ctl and experiment."""
 
 import json
 import os
 import time
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import click
@@ -77,4 +79,55 @@ def ctl(url: str, name: str | None, value: str | None, keep: bool) -> None:
         click.echo(f"{set_name:<8}{set_to or '(the bundled one)'}")
 
 
-OPERATE_COMMANDS: tuple[click.Command, ...] = (top, ctl)
+@click.command()
+@click.argument("url")
+@click.option("--arms", default="fcfs,default", show_default=True, help="As `pars ctl policy`.")
+@click.option(
+    "--window-s",
+    type=click.FloatRange(min=0.1),
+    default=600.0,
+    show_default=True,
+    help="Of one arm's turn. Several times as long as requests wait.",
+)
+@click.option("--blocks", type=click.IntRange(min=1), default=12, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help="Gets a line for each window; the command goes on where it was stopped.",
+)
+@click.option("--report", "only_report", is_flag=True, help="Only tell what is known by now.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def experiment(
+    url: str,
+    arms: str,
+    window_s: float,
+    blocks: int,
+    seed: int,
+    output: Path,
+    only_report: bool,
+    as_json: bool,
+) -> None:
+    """
+    Let policies take turns on a gateway that serves, and tell what each is worth.
+
+    A switchback experiment: every block has each arm once, in an order drawn by --seed. It needs
+    PARS_ADMIN_KEY, as `pars ctl` does, and sets the policy back at its end.
+    """
+    from pars.prove.live.experiment import Experiment, read_windows, render, report_of
+
+    if not only_report:
+        key = os.environ.get("PARS_ADMIN_KEY", "")
+        if not key:
+            raise ParsError("PARS_ADMIN_KEY is not set")
+        named = tuple(arm.strip() for arm in arms.split(",") if arm.strip())
+        plan = Experiment(url, named, window_s, blocks, key, seed)
+        plan.run(output, lambda at, num, arm: click.echo(f"window {at} of {num}: {arm}", err=True))
+    elif not output.exists():
+        raise ParsError(f"{output}: there is no such file")
+    effects = report_of(read_windows(output))
+    click.echo(json.dumps([asdict(it) for it in effects]) if as_json else render(effects))
+
+
+OPERATE_COMMANDS: tuple[click.Command, ...] = (top, ctl, experiment)

@@ -5,11 +5,12 @@ import json
 import math
 from typing import Any
 
+from pars.doctor.metrics_page import MetricsPage
 from pars.doctor.probe import key_header
 from pars.errors import ParsError
 from pars.serving.answer import UpstreamError
 from pars.serving.control import CTL_PATH
-from pars.serving.pages import NOW_PATH, SERVER_NAME
+from pars.serving.pages import METRICS_PATH, NOW_PATH, SERVER_NAME
 from pars.serving.upstream import Upstream
 
 TIMEOUT_S = 10.0
@@ -32,6 +33,19 @@ def now_of(url: str) -> Now:
     if told.get("server") != SERVER_NAME:
         raise ParsError(f"{url}: no pars gateway answers there (HTTP {status})")
     return told
+
+
+def metrics_of(url: str) -> MetricsPage:
+    """
+    A gateway's metrics.
+
+    Raises:
+        ParsError: nothing answers at `url`, or no page of metrics.
+    """
+    status, content = asyncio.run(_asked(url, "GET", METRICS_PATH, key_header(), None))
+    if status != 200:
+        raise ParsError(f"{url}{METRICS_PATH}: HTTP {status}")
+    return MetricsPage.parse(content.decode(errors="replace"))
 
 
 def change(url: str, admin_key: str, asked: dict[str, Any]) -> dict[str, str]:
@@ -124,15 +138,21 @@ def _seconds(value: float) -> str:
     return f"{value:.1f} s" if value >= 1 else f"{1000 * value:.0f} ms"
 
 
-async def _ask(
+async def _asked(
     url: str, method: str, path: str, headers: list[tuple[bytes, bytes]], body: bytes | None
-) -> tuple[int, dict[str, Any]]:
+) -> tuple[int, bytes]:
     try:
         async with asyncio.timeout(TIMEOUT_S), Upstream(url) as upstream:
             with await upstream.ask(method, path.encode(), headers, body) as answer:
-                status, content = answer.status, await answer.rest(MAX_BYTES)
+                return answer.status, await answer.rest(MAX_BYTES)
     except (UpstreamError, TimeoutError) as error:
         raise ParsError(f"{url}: {error or 'no answer'}") from None
+
+
+async def _ask(
+    url: str, method: str, path: str, headers: list[tuple[bytes, bytes]], body: bytes | None
+) -> tuple[int, dict[str, Any]]:
+    status, content = await _asked(url, method, path, headers, body)
     try:
         told = json.loads(content)
     except ValueError:

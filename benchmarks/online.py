@@ -25,12 +25,11 @@ from typing import Any
 
 import numpy as np
 
-from pars.learn.evaluation.online import signals_of_row
 from pars.ranking.online.ranker import OnlineRanker
 from pars.ranking.order_metrics import kendall_tau_b
 from pars.ranking.ranker import Ranker, bundled_ranker
 from pars.request.conversation import with_note
-from pars.request.features import Signals
+from pars.request.features import Signals, signals_of_row
 
 SHARED = Path(os.environ.get("PARS_SHARED", Path(__file__).parents[2] / "shared"))
 CHECKPOINTS = (100, 300, 1_000, 3_000, 10_000)

@@ -101,7 +101,7 @@ def test_infinite_aging_is_none():
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("sjf", "'sjf' is none of fcfs, ranker, oracle"),
+        ("sjf", "'sjf' is none of fcfs, ranker, online, oracle"),
         ("fcfs@30", "fcfs is without aging"),
         ("oracle@soon", "after @ come seconds"),
         ("oracle@-1", "after @ come seconds"),

@@ -137,7 +137,7 @@ def test_the_gauge_is_of_what_was_told_before_the_answer():
             if gauge.is_due:
                 gauge.judge()
 
-    see(29, 1.0)
+    see(11, 1.0)
     assert not gauge.is_useful
     see(100, 1.0)
     assert gauge.is_useful

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pars.cli.serve import run_app
-from pars.cli.sources import source_options, sources_of
+from pars.cli.sources import source_options, sources_of, told_apart
 from pars.errors import INTERRUPTED, ParsError
 from pars.scheduling.engines import ENGINES
 
@@ -148,6 +148,7 @@ def _bench_options(url: str, asked: dict[str, Any]) -> "BenchOptions":
     from pars.prove.live.bench_plan import BenchOptions
 
     policies = tuple(part.strip() for part in asked.pop("policies").split(",") if part.strip())
+    policies, rankers = told_apart(policies, asked.pop("rankers"))
     secret_env = asked.pop("secret_env")
     secret = os.environ.get(secret_env) if secret_env else None
     if secret_env and not secret:
@@ -155,7 +156,7 @@ def _bench_options(url: str, asked: dict[str, Any]) -> "BenchOptions":
     return BenchOptions(
         url=url,
         policies=policies,
-        sources=sources_of(asked.pop("rankers"), asked.pop("scores")),
+        sources=sources_of(rankers, asked.pop("scores")),
         api_key=os.environ.get(asked.pop("api_key_env")) or None,
         secret=secret,
         extra_body=_json_object("--extra-body", asked.pop("extra_body")),

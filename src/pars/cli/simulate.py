@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pars.cli.learn import conditions
-from pars.cli.sources import source_options, sources_of
+from pars.cli.sources import source_options, sources_of, told_apart
 from pars.cli.workload import PATH, at_least_one, described, record_options, workload
 from pars.errors import INTERRUPTED, ParsError
 
@@ -32,7 +32,8 @@ def comma_list(text: str) -> tuple[str, ...]:
     "--policies",
     default="fcfs,ranker,oracle,ranker@30",
     show_default=True,
-    help="fcfs, ranker (of several: ranker:NAME), oracle, prompt-length, max-tokens, reversed;"
+    help="fcfs, ranker (of several: ranker:NAME), online (learns as answers end), oracle,"
+    " prompt-length, max-tokens, reversed;"
     " NAME@30 is overtaken by 30 s at most, NAME@1.5x waits 1.5 times as long at most.",
 )
 @click.option(
@@ -100,14 +101,15 @@ def _simulate(asked: dict[str, Any]) -> bool:
         raise ParsError("give --workload (a file of `pars workload`) or --records, and not both")
     if path is None:
         path, rates = _workload_of_records(asked, preset, rates)
+    policies, rankers = told_apart(comma_list(asked["policies"]), asked["rankers"])
     plan = SweepPlan(
         workload=path,
-        policies=comma_list(asked["policies"]),
+        policies=policies,
         output_dir=asked["output_dir"],
         rates=rates or ("",),
         preset=preset,
         stepper=asked["stepper"],
-        sources=sources_of(asked["rankers"], asked["scores"]),
+        sources=sources_of(rankers, asked["scores"]),
         num_processes=asked["num_processes"],
         command=shlex.join(["pars", *sys.argv[1:]]),
     )

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
+LEARNING = "online"  # instead of a folder: the ranker that learns
+
 _SOURCE_OPTIONS = (
     click.option(
         "--ranker",
@@ -20,7 +22,8 @@ _SOURCE_OPTIONS = (
         multiple=True,
         metavar="[NAME=]RANKER",
         help="Folder, or module:object with score(list[str]), of the policy ranker, or of"
-        " ranker:NAME; repeats.  [default: the bundled one]",
+        " ranker:NAME; repeats. online: the ranker that learns as answers end, which is the"
+        " policy online.  [default: the bundled one]",
     ),
     click.option(
         "--scores",
@@ -37,6 +40,22 @@ def source_options(command: _F) -> _F:
     for add in reversed(_SOURCE_OPTIONS):
         command = add(command)
     return command
+
+
+def told_apart(
+    policies: Sequence[str], rankers: Sequence[str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """
+    Policies and rankers with `--ranker online` taken away: its policies are called online.
+    """
+    learning = [it.removesuffix(LEARNING) for it in rankers if it.rpartition("=")[2] == LEARNING]
+    names = {f"ranker:{it[:-1]}" if it else "ranker" for it in learning}
+    spelled = (it.partition("@") for it in policies)
+    renamed = [
+        (LEARNING if name.strip() in names else name) + at + bound for name, at, bound in spelled
+    ]
+    kept = (it for it in rankers if it.rpartition("=")[2] != LEARNING)
+    return tuple(renamed), tuple(kept)
 
 
 def sources_of(rankers: Sequence[str], scores: Sequence[str]) -> "dict[str, Source]":

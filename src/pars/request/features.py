@@ -8,11 +8,13 @@ Values are plain text here; whoever keeps them hashes them under a secret first.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pars.request.conversation import Before, split_note, text_of
-from pars.request.prompts import Request
+from pars.request.prompts import Prompt, Request
+from pars.request.token_counts import CHARS_PER_TOKEN
 
 MAX_VALUE_CHARS = 4096  # of one fact: of a longer system prompt, say, its start
 MAX_NAMES = 16  # of tools, stop texts and the like
@@ -22,6 +24,9 @@ SWITCHES = (
     *("ignore_eos", "min_tokens"),
 )
 WHO = ("model", "user", "safety_identifier", "prompt_cache_key")
+# Who asked, as logs name it beside what a request itself says; the first that a row has.
+CALLER_FIELDS = ("api_key", "application", "app", "caller", "tenant", "team", "source", "dataset")
+REQUEST_FIELDS = ("request", "body", "request_body")
 LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 
 
@@ -68,6 +73,18 @@ def signals_of(path: str, fields: dict[str, Any], request: Request, api_key: str
         facts.append(f"second_last={_half_octave(before.second_last_chars)}")
     num_tokens = sum(prompt.num_tokens for prompt in request.prompts)
     return Signals(text, tuple(facts), before, num_tokens)
+
+
+def signals_of_row(values: Mapping[str, Any], prompt: str) -> Signals:
+    """What a logged row tells of its request: what it holds of the body, and who asked."""
+    asked: Mapping[str, Any] = next(
+        (values[it] for it in REQUEST_FIELDS if isinstance(values.get(it), dict)), {}
+    )
+    request = Request((Prompt(prompt, len(prompt) / CHARS_PER_TOKEN),))
+    caller = next((str(values[it]) for it in CALLER_FIELDS if values.get(it)), "")
+    return signals_of(
+        str(values.get("path") or "/v1/chat/completions"), {**values, **asked}, request, caller
+    )
 
 
 def caller_of(fields: dict[str, Any], api_key: str = "") -> str:

@@ -7,7 +7,7 @@ order of the last fifth of the rows, which is never learned, after so many of th
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,16 +19,11 @@ from pars.outcomes.records import CUT_SHORT
 from pars.ranking.intervals import Estimate, tau_b_interval
 from pars.ranking.online.ranker import OnlineRanker
 from pars.ranking.order_metrics import pair_sums
-from pars.request.features import Signals, signals_of
-from pars.request.prompts import Prompt, Request
-from pars.request.token_counts import CHARS_PER_TOKEN
+from pars.request.features import Signals, signals_of_row
 
 CHECKPOINTS = (100, 300, 1_000, 3_000, 10_000)
 WINDOW = 1_000
 LEAST_ROWS = 20
-# Who asked, as logs name it beside what a request itself says; the first that a row has.
-CALLER_FIELDS = ("api_key", "application", "app", "caller", "tenant", "team", "source", "dataset")
-REQUEST_FIELDS = ("request", "body", "request_body")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -168,18 +163,6 @@ def _replayed(path: Path, where: list[tuple[str, str]]) -> Iterator[Replayed]:
             row.answer_length,
             row.is_censored or values.get("finish") in CUT_SHORT,
         )
-
-
-def signals_of_row(values: Mapping[str, Any], prompt: str) -> Signals:
-    """What a logged row tells of its request: what it holds of the body, and who asked."""
-    asked: Mapping[str, Any] = next(
-        (values[it] for it in REQUEST_FIELDS if isinstance(values.get(it), dict)), {}
-    )
-    request = Request((Prompt(prompt, len(prompt) / CHARS_PER_TOKEN),))
-    caller = next((str(values[it]) for it in CALLER_FIELDS if values.get(it)), "")
-    return signals_of(
-        str(values.get("path") or "/v1/chat/completions"), {**values, **asked}, request, caller
-    )
 
 
 def _order_of(ranker: OnlineRanker, rows: list[Replayed]) -> Estimate:

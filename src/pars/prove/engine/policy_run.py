@@ -8,6 +8,7 @@ from pars.prove.engine.step_time import StepTime
 from pars.prove.engine.stepping import SteppedEngine
 from pars.prove.report.times import RequestTimes, Run
 from pars.prove.workload.contenders import Contender, Estimator
+from pars.prove.workload.learning import LearningEstimator
 from pars.prove.workload.line import Line
 from pars.prove.workload.workload import WorkloadRequest
 
@@ -15,7 +16,7 @@ from pars.prove.workload.workload import WorkloadRequest
 def run_policy(
     requests: Iterable[WorkloadRequest],
     contender: Contender,
-    estimator: Estimator,
+    estimator: Estimator | LearningEstimator,
     engine: SteppedEngine,
     step_time: StepTime,
     *,

@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from pars.errors import ParsError
+from pars.prove.workload.learning import LearningEstimator
 from pars.prove.workload.workload import WorkloadRequest
 from pars.request.prompts import Prompt, Request
 from pars.scheduling.demand import LONG_QUANTILE, Calibration, Demand, demand_of
@@ -29,6 +30,7 @@ from pars.scheduling.policies.shortest_first import MAX_RANGE_S, ShortestFirst
 NAMES = {
     "fcfs": "first come, first served",
     "ranker": "expected length by a ranker",
+    "online": "expected length by a ranker that learns as answers end",
     "oracle": "true length",
     "prompt-length": "tokens of the prompt",
     "max-tokens": "the client's own limit",
@@ -96,8 +98,10 @@ class Contender:
 
     def fitted(
         self, requests: Iterable[WorkloadRequest], calibration: Calibration | None = None
-    ) -> "Estimator":
+    ) -> "Estimator | LearningEstimator":
         """Look at the workload once, and be ready to say what each request takes."""
+        if self.by == "online":
+            return LearningEstimator()
         if self.by == "fcfs":
             return Estimator(self, Calibration(), 1.0, 0.0)
         if self.needs_scores:
@@ -142,6 +146,14 @@ class Estimator:
             cost = max(0.0, self.longest - _known(by, request).cost)
             return Demand(cost, cost)
         return _known(by, request)
+
+    @property
+    def is_ordered(self) -> bool:
+        """Whether anything is known of the requests."""
+        return True
+
+    def learn(self, request_id: str, answer_tokens: int | None) -> None:
+        """A request ended; nothing is learned from it."""
 
     def _by_score(self, request: WorkloadRequest, score: float | None) -> Demand:
         if score is None:

@@ -10,6 +10,7 @@ A policy before one engine's queue: it gives each request its key, and hears wha
 from collections.abc import Sequence
 
 from pars.prove.workload.contenders import Contender, Estimator
+from pars.prove.workload.learning import LearningEstimator
 from pars.prove.workload.workload import WorkloadRequest
 from pars.scheduling.demand import PROMPT_TOKEN_WORK, Calibration
 from pars.scheduling.keys import EPOCH_S
@@ -28,7 +29,7 @@ class Line:
         estimator: What is known of each request.
     """
 
-    def __init__(self, policy: Policy, estimator: Estimator) -> None:
+    def __init__(self, policy: Policy, estimator: Estimator | LearningEstimator) -> None:
         self._policy = policy.fresh()
         self._estimator = estimator
         self._places: dict[str, Place] = {}
@@ -37,7 +38,10 @@ class Line:
         """Of a request that arrives when it is due."""
         demand = self._estimator.demand(request, score)
         place = self._policy.place(
-            demand, START_S + request.arrival_s, long_tokens=self._estimator.long_tokens
+            demand,
+            START_S + request.arrival_s,
+            long_tokens=self._estimator.long_tokens,
+            is_ordered=self._estimator.is_ordered,
         )
         self._places[request.request_id] = place
         return place.key
@@ -51,6 +55,7 @@ class Line:
     ) -> None:
         """It is done, or gone; `answer_tokens` None: nobody knows how long it became."""
         place = self._places.pop(request_id)
+        self._estimator.learn(request_id, answer_tokens)
         self._policy.ended(place, now_s)
         if answer_tokens is not None:
             self._policy.correct(place, answer_tokens + PROMPT_TOKEN_WORK * prompt_tokens)

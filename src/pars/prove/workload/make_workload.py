@@ -10,6 +10,7 @@ answers to one prompt stay apart. A trace without records gives requests without
 the trace says only when.
 """
 
+import hashlib
 import math
 import random
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,7 @@ from pars.prove.workload.arrivals import burst, gamma, mean_rate, poisson, scale
 from pars.prove.workload.traces import Trace, read_trace
 from pars.prove.workload.workload import Header, WorkloadRequest
 from pars.request.conversation import message_of
+from pars.request.features import signals_of_row
 from pars.request.token_counts import CHARS_PER_TOKEN
 
 ARRIVALS = ("poisson", "gamma", "burst", "trace")
@@ -91,6 +93,7 @@ class _Record:
     output_tokens: int
     max_tokens: int | None = None
     category: str | None = None
+    facts: tuple[str, ...] | None = None
 
 
 def make_workload(plan: WorkloadPlan) -> tuple[Header, list[WorkloadRequest]]:
@@ -140,6 +143,7 @@ def _request(
         output_tokens=output_tokens,
         max_tokens=record.max_tokens or plan.max_tokens,
         category=record.category,
+        facts=record.facts,
     )
 
 
@@ -255,6 +259,7 @@ def _records(plan: WorkloadPlan, told: Header) -> Iterator[_Record]:
             max(1, round(length * TOKENS_PER[unit])),
             _limit(row, path, number),
             text_of(row, "category", path, number) or None if "category" in row else None,
+            _facts_of(row, exchange.prompt),
         )
     told["num_skipped_empty"] = reader.left_out[NO_ANSWER] + reader.left_out[NO_PROMPT]
     told["left_out"] = {reason: n for reason, n in reader.left_out.most_common() if n} or None
@@ -266,6 +271,15 @@ def _prompt_tokens(row: Mapping[str, Any], prompt: str, path: Path, number: int)
 
     counted = prompt_tokens_in(row, path, number)
     return max(1, round(counted or len(message_of(prompt)) / CHARS_PER_TOKEN))
+
+
+def _facts_of(row: Mapping[str, Any], prompt: str) -> tuple[str, ...] | None:
+    """Who asks and how, where the row tells more than its prompt does; a key only as a hash."""
+    known = row.get("api_key")
+    if known:
+        row = {**row, "api_key": hashlib.blake2b(str(known).encode(), digest_size=8).hexdigest()}
+    facts = signals_of_row(row, prompt).facts
+    return facts if facts != signals_of_row({}, prompt).facts else None
 
 
 def _limit(row: Mapping[str, Any], path: Path, number: int) -> int | None:

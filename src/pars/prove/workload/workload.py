@@ -39,6 +39,7 @@ class WorkloadRequest:
         prompt: None where only lengths are known (a trace).
         output_tokens: Of the answer that is replayed, 1 or more. No predictor may see it.
         max_tokens: The client's own limit, which a policy may see; None if it set none.
+        facts: Who asks and how, as `pars.request.features` has it; None: not known.
     """
 
     request_id: str
@@ -48,6 +49,7 @@ class WorkloadRequest:
     output_tokens: int
     max_tokens: int | None = None
     category: str | None = None
+    facts: Sequence[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,6 +280,10 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
 def _is_seconds(value: Any) -> bool:
     return type(value) in (int, float) and 0 <= value < math.inf
 
@@ -295,4 +301,5 @@ _CHECKS = (
     ("output_tokens", "a whole number from 1 on", _is_count),
     ("max_tokens", "a whole number from 1 on", lambda value: value is None or _is_count(value)),
     ("category", "text or absent", lambda value: value is None or _is_text(value)),
+    ("facts", "a list of texts or absent", lambda value: value is None or _are_texts(value)),
 )

@@ -52,12 +52,14 @@ class OnlineModel:
         """The expected log(1 + tokens)."""
         return self.mean + self.deviation * self._standard(reading)
 
-    def learn(self, reading: Reading, log_tokens: float, *, is_lower_bound: bool = False) -> None:
-        """One step towards an answer of that log(1 + tokens)."""
-        if is_lower_bound and log_tokens <= self.predict(reading):
-            return
+    def learn(self, reading: Reading, log_tokens: float, *, is_lower_bound: bool = False) -> float:
+        """One step towards an answer of that log(1 + tokens); what was expected before it."""
+        standard = self._standard(reading)
+        expected = self.mean + self.deviation * standard
+        if is_lower_bound and log_tokens <= expected:
+            return expected
         self._count(log_tokens)
-        error = (log_tokens - self.mean) / self.deviation - self._standard(reading)
+        error = (log_tokens - self.mean) / self.deviation - standard
         error = min(max(error, -MAX_ERROR), MAX_ERROR)
         self._step(reading, error)
         seen = self.covariance @ reading.dense
@@ -65,6 +67,7 @@ class OnlineModel:
         self.dense += gain * error
         np.multiply(gain[:, None], seen, out=self._change)
         self.covariance -= self._change
+        return expected
 
     def _standard(self, reading: Reading) -> float:
         told, num_text = self.weights.take(reading.ids), reading.num_text

@@ -25,8 +25,8 @@ COVERAGE = 0.8
 STEP = 0.02  # of the interval's width, in its logarithm, for an answer outside
 FIRST_WIDTH = 1.3  # of log tokens to either side
 WINDOW = 1000  # answers that the gauge looks back
-FEWEST = 30  # answers before the order can count as better than chance
-JUDGE_EVERY = 25  # answers, at first; a tenth of the window later on
+FEWEST = 12  # answers before the order can count as better than chance
+JUDGE_EVERY = 5  # answers, at first; a tenth of the window later on
 LONG_DEVIATIONS = 1.2816  # the 0.9 quantile of a normal distribution
 MAX_LOG_TOKENS = math.log1p(1 << 24)
 
@@ -66,7 +66,13 @@ class Gauge:
         self._num_new = 0
 
     def observe(self, predicted: float, came: float, *, is_lower_bound: bool) -> None:
-        """An answer came; `predicted` was told before it."""
+        """
+        An answer came.
+
+        Args:
+            predicted: From all answers but this one and later ones, so by the ranker as it is
+                now: what was told when the request came is as old as its answer took.
+        """
         self._pairs.append((predicted, came, is_lower_bound))
         self.num_seen += 1
         self._num_new += 1
@@ -143,10 +149,10 @@ class OnlineRanker:
             is_lower_bound: It was cut short, and would have been `tokens` long or longer.
         """
         log_tokens = math.log1p(max(tokens, 0.0))
-        self.gauge.observe(guess.log_tokens, log_tokens, is_lower_bound=is_lower_bound)
         if not is_lower_bound:
             self._calibrate(abs(log_tokens - guess.log_tokens) <= self.width)
-        self.model.learn(guess.reading, log_tokens, is_lower_bound=is_lower_bound)
+        now = self.model.learn(guess.reading, log_tokens, is_lower_bound=is_lower_bound)
+        self.gauge.observe(now, log_tokens, is_lower_bound=is_lower_bound)
 
     def _calibrate(self, is_inside: bool) -> None:
         """

@@ -110,7 +110,7 @@ def experiment(
     as_json: bool,
 ) -> None:
     """
-    Let policies take turns on a gateway that serves, and tell what each is worth.
+    Let policies take turns on a gateway, and tell their worth.
 
     A switchback experiment: every block has each arm once, in an order drawn by --seed. It needs
     PARS_ADMIN_KEY, as `pars ctl` does, and sets the policy back at its end.

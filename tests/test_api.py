@@ -253,3 +253,25 @@ def test_names_that_scripts_know_stay():
 
     assert ranker.Ranker is pars.Ranker
     assert ranker.boxed_ranker() == ranker.bundled_ranker()
+
+
+def test_the_ranker_that_learns_is_public():
+    """Two callers with the same words: sixty answers of each tell them apart."""
+    learner = pars.OnlineRanker(secret=b"s" * 32)
+    body = {"model": "m", "messages": [{"role": "user", "content": "Go on."}]}
+    brief = pars.Signals.from_openai(body, api_key="brief")
+    wordy = pars.Signals.from_openai(body, api_key="wordy")
+
+    for _ in range(60):
+        learner.learn(learner.expect(brief), 20)
+        learner.learn(learner.expect(wordy), 900)
+
+    assert learner.expect(brief).tokens < 100 < learner.expect(wordy).tokens
+
+
+def test_signals_of_what_is_no_request_are_an_error():
+    """As `Request.from_openai` has it."""
+    with pytest.raises(pars.ParsError, match="want a JSON object"):
+        pars.Signals.from_openai("[]")
+    with pytest.raises(pars.ParsError, match="generates no answers"):
+        pars.Signals.from_openai({}, "/v1/embeddings")

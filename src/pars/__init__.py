@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from pars.prove.simulation import Simulation, simulate
     from pars.prove.workload.workload import Workload
     from pars.ranking.evaluation import Order, evaluate
+    from pars.ranking.online.ranker import OnlineRanker
     from pars.ranking.ranker import Ranker, Scorer
+    from pars.request.features import Signals
     from pars.request.prompts import Request
     from pars.scheduling.demand import Demand, demand_of
     from pars.scheduling.policies.fcfs import FCFS
@@ -26,6 +28,7 @@ __all__ = [
     "FCFS",
     "Demand",
     "MaxSlowdown",
+    "OnlineRanker",
     "Order",
     "ParsError",
     "Place",
@@ -35,6 +38,7 @@ __all__ = [
     "Request",
     "Scorer",
     "ShortestFirst",
+    "Signals",
     "Simulation",
     "Workload",
     "__version__",
@@ -47,6 +51,7 @@ _HOMES = {
     "Demand": "pars.scheduling.demand",
     "FCFS": "pars.scheduling.policies.fcfs",
     "MaxSlowdown": "pars.scheduling.policies.max_slowdown",
+    "OnlineRanker": "pars.ranking.online.ranker",
     "Order": "pars.ranking.evaluation",
     "ParsError": "pars.errors",
     "Place": "pars.scheduling.policies.policy",
@@ -56,6 +61,7 @@ _HOMES = {
     "Request": "pars.request.prompts",
     "Scorer": "pars.ranking.ranker",
     "ShortestFirst": "pars.scheduling.policies.shortest_first",
+    "Signals": "pars.request.features",
     "Simulation": "pars.prove.simulation",
     "Workload": "pars.prove.workload.workload",
     "demand_of": "pars.scheduling.demand",

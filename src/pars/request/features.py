@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pars.request.conversation import Before, split_note, text_of
-from pars.request.prompts import Prompt, Request
+from pars.request.prompts import Prompt, Request, fields_of
 from pars.request.token_counts import CHARS_PER_TOKEN
 
 MAX_VALUE_CHARS = 4096  # of one fact: of a longer system prompt, say, its start
@@ -46,6 +46,28 @@ class Signals:
     facts: tuple[str, ...]
     before: Before
     num_prompt_tokens: float
+
+    @classmethod
+    def from_openai(
+        cls,
+        body: dict[str, Any] | str | bytes,
+        path: str = "/v1/chat/completions",
+        *,
+        api_key: str = "",
+    ) -> "Signals":
+        """
+        The signals of an OpenAI-style request, read as the gateway reads it.
+
+        Args:
+            body: The body, parsed or as JSON.
+            path: Where it is sent.
+            api_key: Of the client, who is told apart by it.
+
+        Raises:
+            ParsError: the body is no JSON object, or the path generates no answers.
+        """
+        fields = fields_of(body)
+        return signals_of(path, fields, Request.from_openai(fields, path), api_key)
 
 
 def signals_of(path: str, fields: dict[str, Any], request: Request, api_key: str = "") -> Signals:

@@ -85,9 +85,7 @@ class Request:
         if reader is None:
             known = ", ".join(list(READERS)[:3])
             raise ParsError(f"path {path!r} generates no answers: want one such as {known}")
-        if not isinstance(body, dict):
-            body = _parsed(body)
-        return reader(body)
+        return reader(fields_of(body))
 
     @property
     def texts(self) -> list[str]:
@@ -95,7 +93,15 @@ class Request:
         return [prompt.text for prompt in self.prompts if prompt.text]
 
 
-def _parsed(body: str | bytes) -> dict[str, Any]:
+def fields_of(body: dict[str, Any] | str | bytes) -> dict[str, Any]:
+    """
+    The fields of a body, parsed if need be.
+
+    Raises:
+        ParsError: it is no JSON object.
+    """
+    if isinstance(body, dict):
+        return body
     try:
         values = json.loads(body)
     except (ValueError, TypeError, RecursionError) as error:

@@ -22,6 +22,7 @@ from pars.prove.engine.step_time import EnginePreset
 from pars.prove.report.latency import Figures, columns, ended_well, figures
 from pars.prove.report.report import tables_of
 from pars.prove.report.times import RequestTimes, Result, Run
+from pars.prove.workload.arrivals import at_rate
 from pars.prove.workload.contenders import Contender
 from pars.prove.workload.score_files import FileSource
 from pars.prove.workload.scores import (
@@ -33,7 +34,7 @@ from pars.prove.workload.scores import (
     check_sources,
     sources_used,
 )
-from pars.prove.workload.workload import Workload, WorkloadRequest, at_rate
+from pars.prove.workload.workload import Workload, WorkloadRequest
 from pars.ranking.ranker import Scorer
 from pars.scheduling.policies.fcfs import FCFS
 from pars.scheduling.policies.policy import Policy
@@ -102,7 +103,7 @@ def simulate(
     Args:
         workload: In hand, or a file of `pars workload`.
         policies: Spelled as for the command (docs/proving.md): "fcfs", "oracle", "ranker@30",
-            "oracle@1.5x", "ranker:NAME", or the name of `scores`. A policy object orders by the
+            "online@1.5x", "ranker:NAME", or the name of `scores`. A policy object orders by the
             ranker; a pair says by what: ("oracle", pars.MaxSlowdown(2)).
         ranker: Of the policy "ranker": a folder, "module:object", or anything with
             `score(list[str]) -> array`. None: the bundled one.

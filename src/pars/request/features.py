@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pars.request.conversation import Before, split_note, text_of
-from pars.request.prompts import Prompt, Request, fields_of
+from pars.request.fields import fields_of
+from pars.request.prompts import Prompt, Request
 from pars.request.token_counts import CHARS_PER_TOKEN
 
 MAX_VALUE_CHARS = 4096  # of one fact: of a longer system prompt, say, its start

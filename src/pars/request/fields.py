@@ -15,6 +15,8 @@ from typing import Any
 
 import msgspec
 
+from pars.errors import ParsError, one_line
+
 # Fields of any path, by whoever reads them. A field that is not here is skipped in large bodies.
 FIELDS = (
     *("model", "request_id", "user", "safety_identifier", "metadata", "stream"),
@@ -112,3 +114,21 @@ def _is_too_much(raw: bytes, told: Unread) -> bool:
     if told.num_commas > MOST_ITEMS:
         return True
     return told.num_lists + raw.count(b"{") > MOST_CONTAINERS
+
+
+def fields_of(body: dict[str, Any] | str | bytes) -> dict[str, Any]:
+    """
+    The fields of a body, parsed if need be.
+
+    Raises:
+        ParsError: it is no JSON object.
+    """
+    if isinstance(body, dict):
+        return body
+    try:
+        values = json.loads(body)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ParsError(f"body: want a JSON object: {one_line(error)}") from None
+    if not isinstance(values, dict):
+        raise ParsError(f"body: want a JSON object, not {type(values).__name__}")
+    return values

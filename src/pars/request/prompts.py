@@ -11,16 +11,15 @@ so a whole conversation would show them only its system prompt, which is the sam
 of an application and says nothing.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic_core import SchemaValidator, ValidationError, core_schema
 
-from pars.errors import ParsError, one_line
+from pars.errors import ParsError
 from pars.request.conversation import prompt_of, with_note, without_answer
-from pars.request.fields import Unread
+from pars.request.fields import Unread, fields_of
 from pars.request.token_counts import CHARS_PER_TOKEN, tokens_in, tokens_of_message
 
 MAX_COUNT = 1 << 31  # no request asks for more tokens or answers; keeps arithmetic in range
@@ -91,24 +90,6 @@ class Request:
     def texts(self) -> list[str]:
         """The prompts that can be read, as a ranker reads them."""
         return [prompt.text for prompt in self.prompts if prompt.text]
-
-
-def fields_of(body: dict[str, Any] | str | bytes) -> dict[str, Any]:
-    """
-    The fields of a body, parsed if need be.
-
-    Raises:
-        ParsError: it is no JSON object.
-    """
-    if isinstance(body, dict):
-        return body
-    try:
-        values = json.loads(body)
-    except (ValueError, TypeError, RecursionError) as error:
-        raise ParsError(f"body: want a JSON object: {one_line(error)}") from None
-    if not isinstance(values, dict):
-        raise ParsError(f"body: want a JSON object, not {type(values).__name__}")
-    return values
 
 
 def read_request(path: str, body: Any) -> Request | None:

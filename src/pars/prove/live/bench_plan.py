@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from pars.errors import ParsError
+from pars.prove.workload.arrivals import at_rate
 from pars.prove.workload.contenders import Contender
 from pars.prove.workload.line import Line
 from pars.prove.workload.scores import Scores, Source, check_sources, sources_used
-from pars.prove.workload.workload import Workload, WorkloadRequest, at_rate
+from pars.prove.workload.workload import Workload, WorkloadRequest
 
 PROMPTS_A_CALL = 32  # when scoring: as many as a busy server would have at hand
 GATEWAY = "gateway"  # the policy of a URL that ranks by itself

@@ -11,8 +11,13 @@ arrivals everywhere. Another rate only stretches them.
 import math
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from pars.errors import ParsError
+
+if TYPE_CHECKING:
+    from pars.prove.workload.workload import WorkloadRequest
 
 
 def poisson(num_requests: int, rate: float, seed: int) -> list[float]:
@@ -68,6 +73,24 @@ def scaled(arrivals_s: Sequence[float], rate: float) -> list[float]:
     if own is None:
         raise ParsError("arrivals that come all at once have no rate to scale")
     return [at * own / rate for at in arrivals_s]
+
+
+def at_rate(
+    requests: Sequence["WorkloadRequest"], rate: float | None
+) -> Sequence["WorkloadRequest"]:
+    """
+    The same requests with their arrivals stretched to `rate` a second on average.
+
+    Raises:
+        ParsError: they all arrive at once.
+    """
+    if rate is None:
+        return requests
+    arrivals_s = scaled([request.arrival_s for request in requests], rate)
+    return [
+        replace(request, arrival_s=arrival_s)
+        for request, arrival_s in zip(requests, arrivals_s, strict=True)
+    ]
 
 
 def _check_rate(rate: float) -> None:

@@ -12,7 +12,7 @@ arrival. It holds what is replayed; a policy that ranks prompts must look at not
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from operator import index
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 from pars import __version__
 from pars.errors import DataError
 from pars.files import utf8, written_whole
-from pars.prove.workload.arrivals import poisson, scaled
+from pars.prove.workload.arrivals import poisson
 from pars.request.token_counts import CHARS_PER_TOKEN
 
 FORMAT_VERSION = 1
@@ -202,22 +202,6 @@ def open_workload(path: Path) -> tuple[Header, Iterator[WorkloadRequest]]:
         problem = f"workload format {header[MARK]!r}; this pars reads {FORMAT_VERSION}"
         raise DataError.at(path, problem, row=1)
     return header, _requests(path, lines)
-
-
-def at_rate(requests: Sequence[WorkloadRequest], rate: float | None) -> Sequence[WorkloadRequest]:
-    """
-    The same requests with their arrivals stretched to `rate` a second on average.
-
-    Raises:
-        ParsError: they all arrive at once.
-    """
-    if rate is None:
-        return requests
-    arrivals_s = scaled([request.arrival_s for request in requests], rate)
-    return [
-        replace(request, arrival_s=arrival_s)
-        for request, arrival_s in zip(requests, arrivals_s, strict=True)
-    ]
 
 
 def _whole(value: Any) -> Any:

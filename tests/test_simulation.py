@@ -151,6 +151,15 @@ except pars.ParsError as error:
     )
 
 
+def test_a_policy_alone_needs_prompts_and_says_what_else_there_is():
+    """A trace of lengths has none: by what it orders must be said."""
+    lengths_alone = pars.Workload.of([3, 4])
+
+    with pytest.raises(pars.ParsError, match=r"as in \('oracle', MaxSlowdown\(2\)\)"):
+        pars.simulate(lengths_alone, ["fcfs", pars.MaxSlowdown(2)])
+    assert pars.simulate(lengths_alone, [pars.FCFS(), ("oracle", pars.MaxSlowdown(2))]).requests
+
+
 class NotAPolicy:
     pass
 

@@ -129,6 +129,7 @@ def simulate(
         raise ParsError(f"policies: want a list of them, [{policies!r}]")
     contenders = [_contender(policy, sources) for policy in policies]
     check_sources(contenders, sources)
+    _check_prompts(policies, workload)
     names = [str(contender) for contender in contenders]
     if not names:
         raise ParsError("policies: give at least one")
@@ -184,6 +185,17 @@ def _sources(
         else:
             sources[name] = ArraySource(name, given)
     return sources
+
+
+def _check_prompts(policies: Sequence[Asked], workload: Workload) -> None:
+    """A policy alone orders by a ranker, which needs prompts."""
+    bare = [it for it in policies if isinstance(it, Policy) and not isinstance(it, FCFS)]
+    without = next((it for it in workload.requests if it.prompt is None), None)
+    if bare and without is not None:
+        raise ParsError(
+            f"policies: {bare[0]!r} alone orders by the ranker, and request {without.request_id}"
+            f" has no prompt: say by what, as in ('oracle', {bare[0]!r})"
+        )
 
 
 def _contender(

@@ -2,7 +2,7 @@
 
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,7 +28,7 @@ def live_ranker(folder: Path, scorer: Any = None) -> LiveRanker:
 
 @contextmanager
 def gateway_to(
-    upstream_url: str,
+    upstream_url: str | Sequence[str],
     folder: Path,
     *,
     scorer: Any = None,
@@ -37,11 +37,12 @@ def gateway_to(
     protocol: Any = None,
     **options: Any,
 ) -> Iterator[tuple[str, Gateway]]:
-    """The base URL of a gateway in front of `upstream_url`, and the gateway."""
+    """The base URL of a gateway in front of one server or several, and the gateway."""
+    urls = [upstream_url] if isinstance(upstream_url, str) else upstream_url
     patient = {"budget_ms": DEADLINE_S * 1000, "max_wait_ms": DEADLINE_S * 1000}
     chosen = {"engine": "vllm", "max_overtake_s": 30.0, **patient, **(settings or {})}
     app = Gateway(
-        Upstream(upstream_url, **{"timeout_s": DEADLINE_S, **(upstream or {})}),
+        [Upstream(url, **{"timeout_s": DEADLINE_S, **(upstream or {})}) for url in urls],
         Settings(**chosen),
         ranker=live_ranker(folder, scorer),
         **options,

@@ -5,10 +5,13 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 from click.testing import CliRunner
 
@@ -17,7 +20,7 @@ from pars.cli.main import commands
 from pars.errors import ParsError
 
 from fake_engine import FakeEngine
-from serving import DEADLINE_S
+from serving import DEADLINE_S, eventually
 
 NOWHERE = "http://127.0.0.1:1"
 
@@ -73,15 +76,38 @@ def test_a_misspelt_variable_is_named_when_it_starts(tmp_path: Path) -> None:
     assert "sesame" not in warned.log
 
 
-def test_two_upstreams_are_refused_with_the_reason() -> None:
-    """Of two the last would win, and the other get nothing."""
-    asked = ["gateway", "--upstream", NOWHERE, "--upstream", NOWHERE]
-
-    run = CliRunner().invoke(commands, asked)
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        (("--upstream", NOWHERE), f"--upstream {NOWHERE} is given twice"),
+        (("--upstream", f"{NOWHERE}/b", "--hold", "off"), "--hold off: several --upstream share"),
+        (("--upstream", f"{NOWHERE}/b", "--probe"), "--probe looks at one server"),
+    ],
+)
+def test_what_several_upstreams_cannot_be_is_said(given: tuple[str, ...], reason: str) -> None:
+    """The same one twice, with nobody to hold their queue, or under the probe."""
+    run = CliRunner().invoke(commands, ["gateway", "--upstream", NOWHERE, *given])
 
     assert isinstance(run.exception, ParsError)
-    assert "--upstream is given 2 times" in str(run.exception)
-    assert "one gateway a replica" in str(run.exception)
+    assert reason in str(run.exception)
+
+
+def test_nothing_that_is_held_is_lost_at_the_end(tmp_path: Path) -> None:
+    """SIGTERM while four of six requests are held: each has its answer before the process ends."""
+    engine = FakeEngine(num_slots=1, token_s=0.03)
+    ask = {"prompt": "x", "max_tokens": 10}
+    with engine.served() as upstream, ThreadPoolExecutor(6) as pool:
+        options = ("--upstream", upstream, "--slots", "1", "--state", "none")
+        with started(tmp_path, *options, PARS_ENGINE="none") as gateway:
+            url = gateway.url + "/v1/completions"
+            asked = [pool.submit(httpx.post, url, json=ask) for _ in range(6)]
+            eventually(lambda: now(gateway)["held"]["num_waiting"] == 4)
+        assert [it.result().status_code for it in asked] == [200] * 6
+
+
+def now(gateway: Started) -> dict[str, Any]:
+    page: dict[str, Any] = httpx.get(f"{gateway.url}/pars/now").json()
+    return page
 
 
 def test_more_clients_than_the_soft_limit_on_files_are_served(tmp_path: Path) -> None:

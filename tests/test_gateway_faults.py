@@ -86,7 +86,7 @@ def test_beyond_the_connection_limit_is_503_at_once(tmp_path: Path) -> None:
         answer = httpx.post(url + COMPLETIONS, json=ASK)
         assert error_code(answer) == (503, "too_many_requests_in_flight")
         holder.close()
-        eventually(lambda: app.upstream.num_open == 0)
+        eventually(lambda: app.upstreams[0].num_open == 0)
         assert httpx.post(url + COMPLETIONS, json=ASK).status_code == 200
 
 
@@ -528,7 +528,7 @@ def test_ten_thousand_requests_with_faults_each_get_one_answer_their_own(tmp_pat
         assert set(seen) == set(FAULTS)
         eventually(lambda: counted(app, "pars_requests_in_flight") == 0)
         assert app.middleware.byte_budget.num_bytes == 0
-        assert app.upstream.num_open <= NUM_CLIENTS
+        assert app.upstreams[0].num_open <= NUM_CLIENTS
         scored = counted(app, "pars_decisions_total", outcome="scored")
         failed = counted(app, "pars_decisions_total", outcome="scorer_failed")
         assert scored > failed > 0

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from pars.serving.held.knee import Knee
-from pars.serving.held.queue import HeldQueue, QueueIsFull, WaitedTooLong
+from pars.serving.held.queue import HeldQueue, QueueIsFull, WaitedTooLong, Waiting
+from pars.serving.held.replica import Replica
 from pars.serving.held.slots import SPARE, Slots
 
 
@@ -25,14 +26,14 @@ class Bench:
     def __init__(self, slots: int, **bounds: Any) -> None:
         self.clock = Clock()
         self.queue = HeldQueue(
-            Slots(slots, self.clock),
+            [Replica(Slots(slots, self.clock))],
             **{"max_held": 100, "max_held_s": 600.0} | bounds,
             clock=self.clock,
         )
         self.sent: dict[str, Any] = {}
 
     async def ask(self, name: str, key: int) -> None:
-        self.sent[name] = await self.queue.enter(key, tells_begin=True)
+        self.sent[name] = await self.queue.enter(Waiting(key, tells_begin=True))
 
     def ask_soon(self, name: str, key: int) -> asyncio.Task[None]:
         return asyncio.create_task(self.ask(name, key))
@@ -80,7 +81,7 @@ def test_who_leaves_while_waiting_gives_its_place_to_nobody_s_loss() -> None:
         assert bench.queue.num_waiting == 1
         bench.queue.leave(bench.sent["a"])
         await kept
-        assert bench.queue.slots.num_sent == 2
+        assert bench.queue.num_sent == 2
 
     run(scenario)
 
@@ -97,7 +98,7 @@ def test_who_leaves_just_as_there_is_room_gives_it_back() -> None:
         gone.cancel()
         await kept
         assert list(bench.sent) == ["a", "b", "kept"]
-        assert bench.queue.slots.num_sent == 2
+        assert bench.queue.num_sent == 2
 
     run(scenario)
 
@@ -140,7 +141,7 @@ def test_what_the_engine_sends_back_waits_for_the_pause() -> None:
         bench.queue.send_back(bench.sent["b"], 5.0)
         again = bench.ask_soon("again", 0)
         await turns()
-        assert (bench.queue.slots.num, "again" in bench.sent) == (1, False)
+        assert (bench.queue.replicas[0].slots.num, "again" in bench.sent) == (1, False)
         bench.clock.now_s += 5
         bench.queue.look()
         await again

@@ -123,7 +123,8 @@ def setting_option(name: str) -> Callable[[Any], Any]:
     required=True,
     multiple=True,
     metavar="URL",
-    help="The server to stand in front of; a /v1 at its end is understood.",
+    help="The server to stand in front of; a /v1 at its end is understood. Of several that do the"
+    " same, each request goes to one that has room.",
 )
 @setting_option("ranker")
 @setting_option("learn")
@@ -131,6 +132,8 @@ def setting_option(name: str) -> Callable[[Any], Any]:
 @setting_option("engine")
 @setting_option("hold")
 @setting_option("slots")
+@setting_option("max_held")
+@setting_option("max_held_s")
 @setting_option("max_slowdown")
 @setting_option("max_overtake_s")
 @setting_option("upstream_api_key_file")
@@ -191,32 +194,35 @@ def gateway(
     from pars.serving.upstream import Upstream
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    upstream = _the_one(upstreams)
     settings = Settings.from_env(**chosen)
-    server = Upstream(
-        upstream,
-        timeout_s=timeout_s,
-        max_connections=max_connections,
-        api_key=settings.upstream_key,
-        ca_file=settings.upstream_ca_file,
-    )
-    if server.has_proxy:
+    _check(upstreams, settings, probe=probe)
+    servers = [
+        Upstream(
+            upstream,
+            timeout_s=timeout_s,
+            max_connections=max_connections,
+            api_key=settings.upstream_key,
+            ca_file=settings.upstream_ca_file,
+        )
+        for upstream in upstreams
+    ]
+    if any(server.has_proxy for server in servers):
         log.info("the upstream is asked through the proxy that the environment names")
     for line in unknown_variables():
         log.warning("%s", line)
     if probe:
         from pars.doctor.probe import run_probe
 
-        click.echo(run_probe(server, settings))
+        click.echo(run_probe(servers[0], settings))
         return
     raise_open_files(max_connections)
-    app = Gateway(server, settings)
+    app = Gateway(servers, settings)
     if settings.ranker != "none" and not app.middleware.predictor.ranker.is_loaded:
         raise ParsError(f"no ranker can be loaded from {settings.ranker_folder}")
     learner = app.middleware.predictor.learner
     if learner is not None:
         click.echo(f"learns as it serves, {_kept(learner.folder)}", err=True)
-    greeting = f"{upstream} is served at {{url}}, by priority - stop with Ctrl-C"
+    greeting = f"{' and '.join(upstreams)} is served at {{url}}, by priority - stop with Ctrl-C"
     options = {**UVICORN_OPTIONS, "timeout_graceful_shutdown": drain_s}
     run_app(app, host, port, greeting, options)
 
@@ -225,13 +231,15 @@ def _kept(folder: Path | None) -> str:
     return "in memory only" if folder is None else f"kept in {folder}"
 
 
-def _the_one(upstreams: tuple[str, ...]) -> str:
-    if len(upstreams) > 1:
-        raise ParsError(
-            f"--upstream is given {len(upstreams)} times: a gateway stands in front of one server,"
-            " whose queue it orders; start one gateway a replica, with the router before them"
-        )
-    return upstreams[0]
+def _check(upstreams: tuple[str, ...], settings: Settings, *, probe: bool) -> None:
+    """Several servers have one held queue."""
+    twice = sorted({it for it in upstreams if upstreams.count(it) > 1})
+    if twice:
+        raise ParsError(f"--upstream {twice[0]} is given twice; give each server once")
+    if len(upstreams) > 1 and settings.hold == "off":
+        raise ParsError("--hold off: several --upstream share one queue, which is held here")
+    if len(upstreams) > 1 and probe:
+        raise ParsError("--probe looks at one server: give one --upstream")
 
 
 def run_app(

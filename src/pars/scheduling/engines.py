@@ -140,7 +140,7 @@ def told_by_props(page: Mapping[str, Any]) -> EngineTold | None:
         return None
     build = str(page.get("build_info", "")).strip()
     told = f"llama.cpp {build}".strip() + f" with {slots} slots, which takes no priorities"
-    return EngineTold(NONE, told, release=f"llama.cpp {build} {slots}", slots=slots)
+    return EngineTold(NONE, told, release=f"llama.cpp {build}", slots=slots)
 
 
 def _sglang_warnings(page: Mapping[str, Any]) -> list[str]:

@@ -9,6 +9,7 @@ Asks the engine what it is until it answers, and again and again, since it may c
 import asyncio
 import json
 import logging
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -88,6 +89,9 @@ class EngineWatch:
         soon_s: Between looks while something changes; without an answer the pause doubles from
             there, up to what `MOST_S` says.
         settled_s: Between looks while all is as it was.
+        on_told: Called with each answer.
+        is_last: Whether no other server is known that does the same: if this one is gone, what is
+            known is.
     """
 
     def __init__(
@@ -97,11 +101,15 @@ class EngineWatch:
         *,
         soon_s: float = SOON_S,
         settled_s: float = SETTLED_S,
+        on_told: Callable[[EngineTold], None] = lambda told: None,
+        is_last: Callable[[], bool] = lambda: True,
     ) -> None:
         self._upstream = upstream.asked_afresh()
         self._known = known
         self._soon_s = soon_s
         self._settled_s = settled_s
+        self._on_told = on_told
+        self._is_last = is_last
         self._doubt = asyncio.Event()
         self._seen = ""  # at the last look: "gone", "foreign" ...
         self._num_alike = 0  # looks in a row at which that was seen
@@ -110,7 +118,7 @@ class EngineWatch:
     def doubt(self, error: UpstreamError) -> None:
         """A request got no whole answer: what is known of the engine may be true no longer."""
         if error.code == UNREACHABLE[0]:
-            self._known.lose()
+            self._lose()
         self._doubt.set()
 
     async def keep_asking(self) -> None:
@@ -126,10 +134,12 @@ class EngineWatch:
     async def _look(self) -> str:
         """Ask once; what was seen, in a word."""
         try:
-            self._known.hear(await ask_engine(self._upstream))
+            told = await ask_engine(self._upstream)
+            self._known.hear(told)
+            self._on_told(told)
         except NotTold as error:
             if error.is_gone:
-                self._known.lose()
+                self._lose()
             else:
                 self._known.falter()
             self._say(str(error))
@@ -141,6 +151,10 @@ class EngineWatch:
         if self._known.is_foreign:
             return "foreign"
         return "settled" if self._known.is_settled else "changing"
+
+    def _lose(self) -> None:
+        if self._is_last():
+            self._known.lose()
 
     def _pause_s(self, seen: str) -> float:
         self._num_alike = self._num_alike + 1 if seen == self._seen else 0

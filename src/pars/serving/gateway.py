@@ -4,13 +4,14 @@ A streaming reverse proxy inside `PriorityMiddleware`, for any OpenAI-compatible
     pars gateway --upstream http://localhost:8000
 
     client ─► ClientProtocol ─► API key ─► PriorityMiddleware ─► Hold ─► Relay ─► upstream
+                                                                  └────► Relay ─► upstream
 
 Every path and method passes, but for the gateway's own pages under `/pars/` (`pages`).
 """
 
 import asyncio
 import hmac
-import time
+from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry
 
@@ -21,15 +22,14 @@ from pars.scheduling.engines import ENGINES
 from pars.scheduling.trust import keys_in
 from pars.serving.client_protocol import ClientProtocol
 from pars.serving.control import CTL_PATH, Control, answer_ctl
-from pars.serving.engine_watch import SETTLED_S, SOON_S, EngineWatch
+from pars.serving.engine_watch import SETTLED_S, SOON_S
 from pars.serving.header_fields import end_to_end
+from pars.serving.held.fleet import Fleet
 from pars.serving.held.hold import Hold
 from pars.serving.held.queue import LOOK_EVERY_S, HeldQueue
-from pars.serving.held.slots import Slots
 from pars.serving.known_engine import KnownEngine
 from pars.serving.middleware import PriorityMiddleware
 from pars.serving.pages import PATHS, Pages
-from pars.serving.relay import Relay
 from pars.serving.replies import send_error
 from pars.serving.settings import Settings
 from pars.serving.upstream import Upstream
@@ -53,6 +53,7 @@ class Gateway:
     The gateway as an ASGI app.
 
     Args:
+        upstream: The server behind it, or several that do the same.
         settings: With `api_keys`, requests need one of them; its own pages do too where they tell
             more than metrics and whether it is well.
         registry: For /pars/metrics.
@@ -61,28 +62,30 @@ class Gateway:
 
     def __init__(
         self,
-        upstream: Upstream,
+        upstream: Upstream | Sequence[Upstream],
         settings: Settings,
         *,
         ranker: LiveRanker | None = None,
         registry: CollectorRegistry | None = None,
         pauses_s: tuple[float, float] = (SOON_S, SETTLED_S),
     ) -> None:
-        self.upstream = upstream
+        self.upstreams = [upstream] if isinstance(upstream, Upstream) else list(upstream)
         self.settings = settings
         self.registry = registry or CollectorRegistry()
         metrics = ServeMetrics(self.registry)
         named = None if settings.engine == "auto" else ENGINES[settings.engine]
         self.known = KnownEngine(named, metrics)
-        soon_s, settled_s = pauses_s
-        self.watch = EngineWatch(upstream, self.known, soon_s=soon_s, settled_s=settled_s)
-        self.relay = Relay(upstream, self.registry, on_failure=self.watch.doubt)
+        self.fleet = Fleet(self.upstreams, settings, self.known, self.registry, pauses_s)
         self.queue = HeldQueue(
-            Slots(settings.slots, time.monotonic, lambda: self.known.slots),
-            max_held=settings.max_held,
-            max_held_s=settings.max_held_s,
+            list(self.fleet.relays), max_held=settings.max_held, max_held_s=settings.max_held_s
         )
-        self.hold = Hold(self.relay, self.queue, self._holds, self.registry)
+        self.hold = Hold(
+            self.fleet.relays,
+            self.queue,
+            self._holds,
+            self.registry,
+            max_held_bytes=settings.max_held_bytes,
+        )
         self.middleware = PriorityMiddleware(
             self.hold,
             settings,
@@ -93,7 +96,7 @@ class Gateway:
         )
         self._api_keys = [key.encode() for key in settings.client_keys]
         self.control = Control(self.middleware, settings.state_folder)
-        self.pages = Pages(upstream, self.middleware, self.known, self.registry, self.hold)
+        self.pages = Pages(self.upstreams, self.middleware, self.known, self.registry, self.hold)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -114,9 +117,11 @@ class Gateway:
             await self.middleware(passing, receive, send)
 
     def _holds(self) -> bool:
-        """Whether requests wait here, and not at the engine."""
+        """Whether requests wait here, and not at the engine; before several, always."""
         if self.settings.hold != "auto":
             return self.settings.hold == "on"
+        if len(self.upstreams) > 1:
+            return True
         return self.known.is_known and not self.known.engine.takes_priority
 
     def _may_pass(self, scope: Scope) -> bool:
@@ -132,16 +137,15 @@ class Gateway:
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self.control.restore()
-        beside = [asyncio.create_task(self._keep_holding())]
-        if self._is_asked():
-            beside.append(asyncio.create_task(self.watch.keep_asking()))
+        beside = [asyncio.create_task(work) for work in (self._keep_holding(), *self.fleet.watch())]
 
         async def last_word(message: Message) -> None:
             if message["type"] == "lifespan.shutdown.complete":
                 for task in beside:
                     task.cancel()
                 await asyncio.gather(*beside, return_exceptions=True)
-                await self.upstream.close()
+                for upstream in self.upstreams:
+                    await upstream.close()
             await send(message)
 
         await self.middleware(scope, receive, last_word)
@@ -151,10 +155,6 @@ class Gateway:
         while True:
             self.hold.look()
             await asyncio.sleep(LOOK_EVERY_S)
-
-    def _is_asked(self) -> bool:
-        """Whether the upstream's own word counts, or may contradict the operator's."""
-        return self.settings.engine not in ("vllm", "none")
 
 
 def _is_preflight(scope: Scope) -> bool:

@@ -113,11 +113,6 @@ class KnownEngine:
         return self.told.engine if self.told else NONE
 
     @property
-    def slots(self) -> int | None:
-        """Requests that it answers at once, where it tells."""
-        return None if self.told is None else self.told.slots
-
-    @property
     def state(self) -> str:
         """In a word, for people: the engine's name, or why there is none."""
         if not self.is_known:

@@ -10,6 +10,7 @@ The gateway's own pages, all under /pars/.
 import asyncio
 import math
 import time
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -50,13 +51,13 @@ class Pages:
 
     def __init__(
         self,
-        upstream: Upstream,
+        upstreams: Sequence[Upstream],
         middleware: PriorityMiddleware,
         known: KnownEngine,
         registry: CollectorRegistry,
         hold: Hold,
     ) -> None:
-        self._upstream = upstream
+        self._upstreams = upstreams
         self._middleware = middleware
         self._known = known
         self._registry = registry
@@ -106,19 +107,14 @@ class Pages:
         return self._health[1:]
 
     async def _look(self) -> tuple[int, dict[str, Any]]:
-        answer: int | None = None
-        problem: str | None = None
-        try:
-            answer, _ = await self._upstream.get(b"/health", timeout_s=HEALTH_PATIENCE_S)
-        except UpstreamError as error:
-            problem = str(error)
-        is_up = answer is not None and answer < 500
+        looks = await asyncio.gather(*map(_health_of, self._upstreams))
+        is_up = any(look["reachable"] for look in looks)
         predictor = self._middleware.predictor
         ranker, learner = predictor.ranker, predictor.learner
         report: dict[str, Any] = {
             "server": SERVER_NAME,
             "status": "down" if not is_up else "ok" if predictor.can_order else "unscored",
-            "upstream": {"url": self._upstream.url, "reachable": is_up, "health_status": answer},
+            "upstream": next((look for look in looks if look["reachable"]), looks[0]),
             "ranker": {
                 "loaded": ranker.is_loaded,
                 "folder": str(ranker.folder),
@@ -131,9 +127,20 @@ class Pages:
             "schedules_by_priority": self._middleware.order.obeys,
             "warnings": self._known.warnings,
         }
-        if problem:
-            report["upstream"]["problem"] = problem
+        if len(looks) > 1:
+            report["upstreams"] = looks
         return 200 if is_up else 503, report
+
+
+async def _health_of(upstream: Upstream) -> dict[str, Any]:
+    """Whether a server answers, by its /health."""
+    status: int | None = None
+    report: dict[str, Any] = {"url": upstream.url}
+    try:
+        status, _ = await upstream.get(b"/health", timeout_s=HEALTH_PATIENCE_S)
+    except UpstreamError as error:
+        report["problem"] = str(error)
+    return report | {"reachable": status is not None and status < 500, "health_status": status}
 
 
 @cache

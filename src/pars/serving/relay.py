@@ -32,6 +32,28 @@ class ClientGone(Exception):
     """The client left, so nobody waits for the answer."""
 
 
+class RelayMetrics:
+    """What all relays of a gateway count together."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.num_in_flight = 0
+        in_flight = Gauge(
+            "pars_requests_in_flight", "Requests now at the upstream.", registry=registry
+        )
+        in_flight.set_function(lambda: self.num_in_flight)
+        self.failures = Counter(
+            "pars_upstream_failures_total",
+            "Requests to which the upstream gave no whole answer.",
+            ["code"],
+            registry=registry,
+        )
+        self.clients_gone = Counter(
+            "pars_clients_gone_total",
+            "Requests whose client left before the end of the answer.",
+            registry=registry,
+        )
+
+
 class Relay:
     """
     An ASGI app that hands each request to the upstream and its response back.
@@ -43,51 +65,49 @@ class Relay:
     def __init__(
         self,
         upstream: Upstream,
-        registry: CollectorRegistry,
+        metrics: RelayMetrics,
         on_failure: Callable[[UpstreamError], None] = lambda error: None,
     ) -> None:
         self.upstream = upstream
+        self._metrics = metrics
         self._on_failure = on_failure
-        self._num_in_flight = 0
-        in_flight = Gauge(
-            "pars_requests_in_flight", "Requests now at the upstream.", registry=registry
-        )
-        in_flight.set_function(lambda: self._num_in_flight)
-        self._failures = Counter(
-            "pars_upstream_failures_total",
-            "Requests to which the upstream gave no whole answer.",
-            ["code"],
-            registry=registry,
-        )
-        self._clients_gone = Counter(
-            "pars_clients_gone_total",
-            "Requests whose client left before the end of the answer.",
-            registry=registry,
-        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await _live(receive, send)
             return
+        try:
+            await self.carry(scope, receive, send)
+        except UpstreamError as error:
+            await send_error(send, error.status, error.code, str(error))
+
+    async def carry(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """
+        Hand a request on as an ASGI app does.
+
+        Raises:
+            UpstreamError: there is no answer, and why; nothing was sent to the client, so that
+                another server may be asked. An answer that breaks off is left unfinished, which
+                makes the server cut the client's connection.
+        """
         first = await receive()
         if first["type"] == "http.disconnect":
             return
-        self._num_in_flight += 1
+        self._metrics.num_in_flight += 1
         answer = _Answer(send)
         try:
             with _Client(first, receive) as client:
                 await self._exchange(scope, client, answer)
         except ClientGone:
-            self._clients_gone.inc()
+            self._metrics.clients_gone.inc()
         except UpstreamError as error:
-            self._failures.labels(error.code).inc()
+            self._metrics.failures.labels(error.code).inc()
             self._on_failure(error)
             log.warning("%s %s: %s", scope["method"], scope["path"], error)
             if not answer.has_started:
-                await send_error(send, error.status, error.code, str(error))
-            # Else: returning with the answer unfinished makes the server cut the connection.
+                raise
         finally:
-            self._num_in_flight -= 1
+            self._metrics.num_in_flight -= 1
 
     async def _exchange(self, scope: Scope, client: "_Client", answer: "_Answer") -> None:
         query = scope["query_string"]

@@ -137,6 +137,9 @@ class Settings:
         metavar="N",
     )
     max_held: int = _setting(10_000, "requests that may be held; then 429", least=1)
+    max_held_bytes: int = _setting(
+        256 << 20, "of the bodies of all that are held; then 429", shown="256 MiB", least=1
+    )
     max_held_s: float = _setting(
         1800.0, "that a request may be held; then 503", shown="1800", least=1
     )

@@ -1,24 +1,29 @@
 """
-Holds requests until the engine has room: an ASGI layer between the middleware and the relay.
+Holds requests until an engine has room: an ASGI layer between the middleware and the relays.
 
 Only what has a place in the queue is held, which are generation requests. Health checks, lists of
-models and the like pass. A request that the engine sends back as "busy" (429, 503) before a byte of
-an answer goes back to its place here; its client hears nothing of it.
+models and the like pass. A request that an engine sends back as "busy" (429, 503) before a byte of
+an answer goes back to its place here; its client hears nothing of it. So does one whose engine
+failed before it answered, where there is another.
 """
 
 import asyncio
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from itertools import count
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import CollectorRegistry
 
 from pars.outcomes.decision import DECISION, Decision
-from pars.request.body import ASGIApp, Message, Receive, Scope, Send
-from pars.serving.held.queue import HeldQueue, QueueIsFull, WaitedTooLong
-from pars.serving.held.slots import Sent
+from pars.request.body import ByteBudget, Message, Receive, Scope, Send
+from pars.serving.answer import UpstreamError
+from pars.serving.held.client import Client
+from pars.serving.held.metrics import HoldMetrics
+from pars.serving.held.queue import HeldQueue, QueueIsFull, WaitedTooLong, Waiting
+from pars.serving.held.replica import Replica, Turn
+from pars.serving.relay import Relay
 from pars.serving.replies import send_error
 
 WAIT_HEADER = b"x-pars-wait-ms"
@@ -26,89 +31,136 @@ BUSY = (429, 503)
 FIRST_PAUSE_S, MAX_PAUSE_S = 0.25, 30.0
 MOST_TRIES = 8  # a minute or so; then the client hears what the engine says
 RETRY_AFTER_S = 5  # what clients are told that find no room
+# It was never there; or it was, and died before it answered: twice made an answer costs tokens.
+NO_CONNECTION = ("upstream_unreachable", "upstream_connect_timeout")
+NO_ANSWER = (*NO_CONNECTION, "upstream_closed")
 
 
 class Hold:
     """
     Args:
-        app: Behind which the engine is.
+        relays: To each server of the queue.
         is_on: Whether requests are held at this moment.
+        max_held_bytes: Of the bodies of all that are held; one beyond is refused.
     """
 
     def __init__(
         self,
-        app: ASGIApp,
+        relays: Mapping[Replica, Relay],
         queue: HeldQueue,
         is_on: Callable[[], bool],
         registry: CollectorRegistry,
+        *,
+        max_held_bytes: int,
     ) -> None:
-        self._app = app
+        self._relays = relays
         self._queue = queue
         self._is_on = is_on
-        self._refused = Counter(
-            "pars_held_refused_total",
-            "Requests that found the held queue full, or waited in it for too long.",
-            ["reason"],
-            registry=registry,
-        )
-        for reason in ("full", "too_long"):  # so that the first one is seen as a rise
-            self._refused.labels(reason)
-        self._sent_back = Counter(
-            "pars_held_sent_back_total",
-            "Times that the engine had no room for a request, which went back to its place.",
-            registry=registry,
-        )
-        self._waiting = Gauge("pars_held_requests", "That wait here.", registry=registry)
-        self._slots = Gauge(
-            "pars_engine_slots",
-            "Requests that the engine answers at once, as far as is known; nan: it is not.",
-            registry=registry,
-        )
+        self._metrics = HoldMetrics(registry)
+        self._budget = ByteBudget(max_held_bytes)
 
     def look(self) -> None:
-        """See whether the engine is full or has room again, and show it."""
+        """See whether the engines are full or have room again, and show it."""
         self._queue.look()
-        self._waiting.set(self._queue.num_waiting)
-        self._slots.set(self._queue.slots.num or math.nan)
+        self._metrics.show(self._queue)
 
     def as_json(self) -> dict[str, Any] | None:
         """What is held, for the page; None: nothing is."""
         if not self._is_on():
             return None
-        slots = self._queue.slots
-        held = {"num_waiting": self._queue.num_waiting, "num_at_engine": slots.num_sent}
-        return held | {"slots": slots.num, "slots_by": slots.source}
+        replicas = [
+            {
+                "url": it.name,
+                "num_at_engine": it.slots.num_sent,
+                "slots": it.slots.num,
+                "slots_by": it.slots.source,
+                "problem": it.problem or None,
+            }
+            for it in self._queue.replicas
+        ]
+        num_slots = [it.slots.num for it in self._queue.replicas]
+        return {
+            "num_waiting": self._queue.num_waiting,
+            "num_at_engine": self._queue.num_sent,
+            "slots": None if None in num_slots else sum(it or 0 for it in num_slots),
+            "slots_by": self._queue.replicas[0].slots.source,
+            "replicas": replicas,
+        }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         decision: Decision | None = scope.get(DECISION)
-        if decision is None or not self._is_on():
-            await self._app(scope, receive, send)
-            return
-        held = _Held(self._queue, decision, receive)
+        if scope["type"] == "http" and decision is not None and self._is_on():
+            await self._hold(decision, scope, receive, send)
+        elif scope["type"] == "http" and len(self._relays) > 1:
+            await self._pass(scope, receive, send)
+        else:
+            await self._relays[self._queue.replicas[0]](scope, receive, send)
+
+    async def _hold(self, decision: Decision, scope: Scope, receive: Receive, send: Send) -> None:
+        held = _Held(self._queue, decision, Client(receive))
         try:
-            await held.read()
+            await held.read(self._budget)
             for number in count(1):
-                if not await held.enter():
+                turn = await held.enter()
+                if turn is None or await self._try(held, turn, number, scope, send):
                     return
-                answer = _Answer(send, held, may_go_back=number < MOST_TRIES)
-                try:
-                    await self._app(scope, held.receiver(), answer.send)
-                    if not answer.is_busy:
-                        return
-                    pause_s = min(FIRST_PAUSE_S * 2**number, MAX_PAUSE_S)
-                    self._sent_back.inc()
-                    held.go_back(answer.retry_after_s or pause_s)
-                finally:
-                    held.leave(answer.num_bytes)
-        except QueueIsFull:
-            self._refused.labels("full").inc()
-            why = f"{self._queue.num_waiting} requests wait already"
-            await _refuse(send, 429, "queue_full", why)
+        except QueueIsFull as error:
+            self._metrics.refused.labels("full").inc()
+            await _refuse(send, 429, "queue_full", str(error))
         except WaitedTooLong:
-            self._refused.labels("too_long").inc()
+            self._metrics.refused.labels("too_long").inc()
             await _refuse(send, 503, "waited_too_long", "the engine had no room for it in time")
         finally:
-            held.end()
+            held.end(self._budget)
+
+    async def _try(self, held: "_Held", turn: Turn, number: int, scope: Scope, send: Send) -> bool:
+        """Send the request where its turn is; False: it is to wait once more."""
+        may_repeat = held.client.is_whole and number < MOST_TRIES
+        answer = _Answer(send, held, turn, may_go_back=may_repeat)
+        self._metrics.waits.observe(held.wait_s)
+        try:
+            relay = self._relays[turn.replica]
+            await relay.carry(scope, held.client.receiver(), answer.send)
+            turn.replica.problem = ""
+            if answer.is_busy:
+                pause_s = answer.retry_after_s or min(FIRST_PAUSE_S * 2**number, MAX_PAUSE_S)
+                self._queue.send_back(turn, pause_s)
+                self._metrics.sent_back.inc()
+            return not answer.is_busy
+        except UpstreamError as error:
+            if error.status in BUSY and may_repeat:  # our own bound on connections
+                self._queue.send_back(turn, FIRST_PAUSE_S)
+                return False
+            if not (may_repeat and self._can_go_elsewhere(turn.replica, error, number)):
+                await send_error(answer.send_on, error.status, error.code, str(error))
+                return True
+            self._metrics.moved.inc()
+            held.avoided.add(turn.replica)
+            return False
+        finally:
+            self._queue.leave(turn, answer.num_bytes)
+
+    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand on a request that is not held, to another server if one cannot be reached."""
+        client = Client(receive)
+        await client.read_first()
+        for number in count(1):
+            replica = self._queue.for_unheld()
+            try:
+                await self._relays[replica].carry(scope, client.receiver(), send)
+                return
+            except UpstreamError as error:
+                is_lost = error.code not in NO_CONNECTION or not client.is_whole
+                if not self._can_go_elsewhere(replica, error, number) or is_lost:
+                    await send_error(send, error.status, error.code, str(error))
+                    return
+
+    def _can_go_elsewhere(self, replica: Replica, error: UpstreamError, number: int) -> bool:
+        """Whether there is another for a request; a server that cannot be reached is out of use."""
+        if error.code in NO_CONNECTION:
+            replica.problem = str(error)
+        others = [it for it in self._queue.replicas if it is not replica and not it.problem]
+        return error.code in NO_ANSWER and bool(others) and number < len(self._queue.replicas) + 1
 
 
 async def _refuse(send: Send, status: int, code: str, message: str) -> None:
@@ -118,90 +170,73 @@ async def _refuse(send: Send, status: int, code: str, message: str) -> None:
 
 class _Held:
     """
-    One request while it waits, and while it is at the engine.
+    One request while it waits, and while it is at an engine.
 
     Attributes:
-        is_whole: Its body is held, so that it can be sent again.
-        wait_ms: How long it has waited here in all.
+        avoided: Servers that failed it.
+        wait_s: How long it has waited here in all.
     """
 
-    def __init__(self, queue: HeldQueue, decision: Decision, receive: Receive) -> None:
+    def __init__(self, queue: HeldQueue, decision: Decision, client: Client) -> None:
+        self.client = client
+        self.avoided: set[Replica] = set()
+        self.wait_s = 0.0
         self._queue = queue
         self._decision = decision
-        self._receive = receive
-        self._messages: list[Message] = []
-        self._next: asyncio.Future[Message] | None = None  # of the client's, after its body
-        self._sent: Sent | None = None
-        self.is_whole = False
-        self.wait_ms = 0.0
+        self._num_bytes = 0  # that count against the budget
 
-    async def read(self) -> None:
-        """Take the body, if it is held as a whole already; a larger one streams through later."""
+    async def read(self, budget: ByteBudget) -> None:
+        """
+        Take the body, if the middleware holds it as a whole; a larger one streams through later.
+
+        Raises:
+            QueueIsFull: there is no room for its bytes.
+        """
         if self._decision.outcome.decision in ("too_large", "buffers_full"):
             return
-        while not self.is_whole:
-            message = await self._receive()
-            self._messages.append(message)
-            self.is_whole = not message.get("more_body", False)
-        self._next = asyncio.ensure_future(self._receive())
+        await self.client.read()
+        self._num_bytes = self.client.num_bytes
+        if not budget.take(self._num_bytes):
+            raise QueueIsFull(f"requests of {budget.num_bytes} bytes are held already")
 
-    async def enter(self) -> bool:
-        """Wait for room; False: the client left meanwhile."""
+    async def enter(self) -> Turn | None:
+        """Wait for room; None: the client left meanwhile."""
         began_s = time.perf_counter()
-        key = self._decision.outcome.key or 0
-        tells_begin = self._decision.is_stream
-        entering = asyncio.ensure_future(self._queue.enter(key, tells_begin=tells_begin))
+        entering = asyncio.ensure_future(self._queue.enter(self._waiting()))
         waits: list[asyncio.Future[Any]] = [entering]
-        if self._next is not None:
-            waits.append(self._next)
+        if self.client.gone is not None:
+            waits.append(self.client.gone)
+        turn: Turn | None = None
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            if not entering.done():
-                return False
-            self._sent = entering.result()
+            if entering.done():
+                turn = entering.result()
+            return turn
         finally:
             if not entering.done():
                 entering.cancel()
                 await asyncio.wait((entering,))
-            elif self._sent is None and not entering.cancelled() and not entering.exception():
+            elif turn is None and not entering.cancelled() and not entering.exception():
                 self._queue.leave(entering.result())  # cancelled just as there was room
-            self.wait_ms += 1000 * (time.perf_counter() - began_s)
-        return True
+            self.wait_s += time.perf_counter() - began_s
 
-    def begin(self) -> None:
+    def begin(self, turn: Turn) -> None:
         """The engine begins to answer."""
-        if self._sent is not None:
-            self._queue.begin(self._sent)
+        self._queue.begin(turn)
 
-    def leave(self, num_bytes: int) -> None:
-        """It is at the engine no longer, which sent so many bytes."""
-        if self._sent is not None:
-            self._queue.leave(self._sent, num_bytes)
+    def end(self, budget: ByteBudget) -> None:
+        """Nothing more is asked of the client, nor held for it."""
+        budget.give_back(self._num_bytes)
+        self.client.end()
 
-    def go_back(self, pause_s: float) -> None:
-        """The engine had no room for it."""
-        if self._sent is not None:
-            self._queue.send_back(self._sent, pause_s)
-            self._sent = None
-
-    def end(self) -> None:
-        """Nothing more is asked of the client."""
-        if self._next is not None and not self._next.done():
-            self._next.cancel()
-
-    def receiver(self) -> Receive:
-        """The request from its start, then what the client does."""
-        held: Iterator[Message] = iter(self._messages)
-
-        async def replayed() -> Message:
-            message = next(held, None)
-            if message is not None:
-                return message
-            if self._next is not None:
-                return await asyncio.shield(self._next)
-            return await self._receive()
-
-        return replayed
+    def _waiting(self) -> Waiting:
+        prefixes = self._queue.prefixes
+        return Waiting(
+            self._decision.outcome.key or 0,
+            tells_begin=self._decision.is_stream,
+            marks=prefixes.marks(self.client.body) if prefixes is not None else (),
+            avoided=frozenset(self.avoided),
+        )
 
 
 class _Answer:
@@ -214,35 +249,38 @@ class _Answer:
         retry_after_s: As it asked for; 0: it did not.
     """
 
-    def __init__(self, send: Send, held: _Held, *, may_go_back: bool) -> None:
+    def __init__(self, send: Send, held: _Held, turn: Turn, *, may_go_back: bool) -> None:
         self._send = send
         self._held = held
-        self._may_go_back = may_go_back and held.is_whole
+        self._turn = turn
+        self._may_go_back = may_go_back
         self.num_bytes = 0
         self.is_busy = False
         self.retry_after_s = 0.0
 
     async def send(self, message: Message) -> None:
-        """Pass the message on."""
+        """Pass the engine's message on."""
         if message["type"] == "http.response.start":
-            headers = list(message.get("headers", ()))
             self.is_busy = message["status"] in BUSY and self._may_go_back
-            if self.is_busy:
-                self.retry_after_s = _retry_after_s(headers)
-                return
-            told = (WAIT_HEADER, b"%d" % round(self._held.wait_ms))
-            message = {**message, "headers": [*headers, told]}
-        elif self.is_busy:
-            return
-        elif body := message.get("body"):
+            self.retry_after_s = _retry_after_s(message.get("headers", ()))
+        elif (body := message.get("body")) and not self.is_busy:
             self.num_bytes += len(body)
-            self._held.begin()
+            self._held.begin(self._turn)
+        if not self.is_busy:
+            await self.send_on(message)
+
+    async def send_on(self, message: Message) -> None:
+        """Send a message to the client, which is told how long its request waited."""
+        if message["type"] == "http.response.start":
+            told = (WAIT_HEADER, b"%d" % round(1000 * self._held.wait_s))
+            message = {**message, "headers": [*message.get("headers", ()), told]}
         await self._send(message)
 
 
-def _retry_after_s(headers: list[tuple[bytes, bytes]]) -> float:
+def _retry_after_s(headers: Any) -> float:
     told = next((value for name, value in headers if name.lower() == b"retry-after"), b"")
     try:
-        return min(max(float(told), 0.0), MAX_PAUSE_S)
+        seconds = float(told)
     except ValueError:  # none, or a date
         return 0.0
+    return min(max(seconds, 0.0), MAX_PAUSE_S) if math.isfinite(seconds) else 0.0

@@ -1,15 +1,22 @@
-"""Requests that wait here until the engine has room, by their keys."""
+"""
+Requests that wait here until a server has room, by their keys.
+
+Where a request goes is decided when it goes, not when it comes: to the well server with the least
+of its slots taken; or, where that is hardly fuller, to the one that had its beginning before.
+"""
 
 import asyncio
-import math
 import time
-from collections.abc import Callable
-from heapq import heappop, heappush
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
 from itertools import count
 
-from pars.serving.held.slots import Sent, Slots
+from pars.serving.held.prefixes import Marks, Prefixes
+from pars.serving.held.replica import Replica, Turn, well
 
 LOOK_EVERY_S = 0.25
+AFFINITY_LOAD = 0.25  # of its slots, by which the server that had the beginning may be fuller
 
 
 class QueueIsFull(Exception):
@@ -20,9 +27,27 @@ class WaitedTooLong(Exception):
     """There was no room within the time that a request may wait."""
 
 
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """
+    What counts of a request while it waits.
+
+    Attributes:
+        key: Smaller goes first; equal ones as they came.
+        tells_begin: The answer's first byte will tell when the engine began.
+        marks: Of its beginnings.
+        avoided: Servers that failed it: it goes to them where no other has room.
+    """
+
+    key: int
+    tells_begin: bool
+    marks: Marks = ()
+    avoided: frozenset[Replica] = field(default_factory=frozenset)
+
+
 class HeldQueue:
     """
-    One engine's queue. On one event loop.
+    The queue of one engine, or of several that do the same. On one event loop.
 
     Args:
         max_held: Requests that may wait.
@@ -30,42 +55,44 @@ class HeldQueue:
 
     Attributes:
         num_waiting: Requests in it.
+        prefixes: Who had which beginning; None: there is only one server.
     """
 
     def __init__(
         self,
-        slots: Slots,
+        replicas: Sequence[Replica],
         *,
         max_held: int,
         max_held_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.slots = slots
+        self.replicas = list(replicas)
         self.num_waiting = 0
+        self.prefixes = Prefixes() if len(self.replicas) > 1 else None
         self._max_held = max_held
         self._max_held_s = max_held_s
         self._clock = clock
-        self._heap: list[tuple[int, int, bool, asyncio.Future[Sent]]] = []
+        self._heap: list[tuple[int, int, Waiting, asyncio.Future[Turn]]] = []
         self._numbers = count()
-        self._paused_until_s = -math.inf
 
-    async def enter(self, key: int, *, tells_begin: bool) -> Sent:
+    @property
+    def num_sent(self) -> int:
+        """Requests at the engines."""
+        return sum(it.slots.num_sent for it in self.replicas)
+
+    async def enter(self, waiting: Waiting) -> Turn:
         """
-        Wait for room at the engine; `leave` afterwards, whatever happens.
-
-        Args:
-            key: Smaller goes first; equal ones as they came.
-            tells_begin: The answer's first byte will tell when the engine began.
+        Wait for room at an engine; `leave` afterwards, whatever happens.
 
         Raises:
             QueueIsFull, WaitedTooLong: There is no place for it, and why.
         """
-        if not self._heap and self._has_room:
-            return self.slots.send(tells_begin=tells_begin)
+        if not self._heap and (replica := self._replica_for(waiting)) is not None:
+            return self._send(replica, waiting)
         if self.num_waiting >= self._max_held:
             raise QueueIsFull
-        place: asyncio.Future[Sent] = asyncio.get_running_loop().create_future()
-        heappush(self._heap, (key, next(self._numbers), tells_begin, place))
+        place: asyncio.Future[Turn] = asyncio.get_running_loop().create_future()
+        heappush(self._heap, (waiting.key, next(self._numbers), waiting, place))
         self.num_waiting += 1
         try:
             async with asyncio.timeout(self._max_held_s):
@@ -82,36 +109,59 @@ class HeldQueue:
             self.num_waiting -= 1
             self._tidy()
 
-    def begin(self, sent: Sent) -> None:
+    def begin(self, turn: Turn) -> None:
         """The engine begins to answer."""
-        self.slots.begin(sent)
+        turn.replica.slots.begin(turn.sent)
         self._fill()
 
-    def leave(self, sent: Sent, num_bytes: int = 0) -> None:
+    def leave(self, turn: Turn, num_bytes: int = 0) -> None:
         """The request is at the engine no longer, which sent so many bytes."""
-        self.slots.end(sent, num_bytes)
+        turn.replica.slots.end(turn.sent, num_bytes)
         self._fill()
 
-    def send_back(self, sent: Sent, pause_s: float) -> None:
-        """The engine has no room for it now; nothing is sent for so long."""
-        self.slots.busy(sent)
-        self._paused_until_s = max(self._paused_until_s, self._clock() + pause_s)
+    def send_back(self, turn: Turn, pause_s: float) -> None:
+        """The engine has no room for it now; nothing is sent there for so long."""
+        replica = turn.replica
+        replica.slots.busy(turn.sent)
+        replica.paused_until_s = max(replica.paused_until_s, self._clock() + pause_s)
 
     def look(self) -> None:
-        """See whether the engine is full, or has room again."""
-        self.slots.look()
+        """See whether the engines are full, or have room again."""
+        for replica in self.replicas:
+            replica.slots.look()
         self._fill()
 
-    @property
-    def _has_room(self) -> bool:
-        return self.slots.has_room and self._clock() >= self._paused_until_s
+    def for_unheld(self) -> Replica:
+        """Where a request goes that is not held."""
+        return min(well(self.replicas), key=lambda it: it.load)
 
     def _fill(self) -> None:
         """Send the first of those that wait, as long as there is room."""
-        while self._heap and self._has_room:
-            _, _, tells_begin, place = heappop(self._heap)
-            if not place.done():
-                place.set_result(self.slots.send(tells_begin=tells_begin))
+        while self._heap:
+            _, _, waiting, place = self._heap[0]
+            replica = None if place.done() else self._replica_for(waiting)
+            if replica is None and not place.done():
+                return
+            heappop(self._heap)
+            if replica is not None:
+                place.set_result(self._send(replica, waiting))
+
+    def _send(self, replica: Replica, waiting: Waiting) -> Turn:
+        if self.prefixes is not None:
+            self.prefixes.note(waiting.marks, replica)
+        return Turn(replica, replica.slots.send(tells_begin=waiting.tells_begin))
+
+    def _replica_for(self, waiting: Waiting) -> Replica | None:
+        """Where it can go now; None: nowhere."""
+        now_s = self._clock()
+        free = [it for it in well(self.replicas) if it.has_room(now_s)]
+        free = [it for it in free if it not in waiting.avoided] or free
+        if not free:
+            return None
+        freest = min(free, key=lambda it: it.load)
+        known = self.prefixes.find(waiting.marks) if self.prefixes is not None else None
+        is_near = known in free and known.load <= freest.load + AFFINITY_LOAD
+        return known if is_near else freest
 
     def _tidy(self) -> None:
         """Drop from the heap's top those that left."""
@@ -119,4 +169,4 @@ class HeldQueue:
             heappop(self._heap)
         if len(self._heap) > 2 * self.num_waiting + 64:  # most of it left
             self._heap = [it for it in self._heap if not it[3].done()]
-            self._heap.sort(key=lambda it: it[:2])
+            heapify(self._heap)

@@ -66,7 +66,7 @@ class Slots:
         told: Callable[[], int | None] = lambda: None,
     ) -> None:
         self.given = given
-        self._told = told
+        self.told = told
         self.seen: int | None = None
         self._clock = clock
         self._sent: dict[Sent, None] = {}  # in the order in which they were sent
@@ -82,14 +82,14 @@ class Slots:
     @property
     def num(self) -> int | None:
         """The slots; None: not known."""
-        return self.given or self._told() or self.seen
+        return self.given or self.told() or self.seen
 
     @property
     def source(self) -> str:
         """By whom the slots are known, for people."""
         if self.given:
             return "the operator"
-        return "the engine" if self._told() else "what was seen" if self.seen else "nobody yet"
+        return "the engine" if self.told() else "what was seen" if self.seen else "nobody yet"
 
     @property
     def has_room(self) -> bool:
@@ -137,7 +137,7 @@ class Slots:
 
     def look(self) -> None:
         """See whether the engine is full."""
-        if self.given or self._told():
+        if self.given or self.told():
             return
         usual_s = self._begin_s if math.isfinite(self._begin_s) else 0.0
         late_s = self._clock() - max(LATE_S, LATE_BEGINS * usual_s)

@@ -1,0 +1,45 @@
+"""One server behind the held queue: how much of it is taken, and whether it is well."""
+
+import math
+from dataclasses import dataclass
+
+from pars.serving.held.slots import Sent, Slots
+
+UNKNOWN_SLOTS = 8  # of a server that was never seen full, where it is weighed against another
+
+
+@dataclass(slots=True, eq=False)
+class Replica:
+    """
+    Attributes:
+        name: Its URL, for people.
+        problem: Why it gets nothing as long as another is well; empty: it is well.
+        paused_until_s: It asked for that, or was busy.
+    """
+
+    slots: Slots
+    name: str = ""
+    problem: str = ""
+    paused_until_s: float = -math.inf
+
+    @property
+    def load(self) -> float:
+        """What is taken of its slots: servers are weighed by these."""
+        return self.slots.num_sent / (self.slots.num or UNKNOWN_SLOTS)
+
+    def has_room(self, now_s: float) -> bool:
+        """Whether another request may be sent."""
+        return self.slots.has_room and now_s >= self.paused_until_s
+
+
+@dataclass(slots=True, eq=False)
+class Turn:
+    """A request's turn: where it goes, and as what it is counted there."""
+
+    replica: Replica
+    sent: Sent
+
+
+def well(replicas: list[Replica]) -> list[Replica]:
+    """Those that are well; where none is, all of them: their own errors tell most."""
+    return [it for it in replicas if not it.problem] or replicas

@@ -15,9 +15,10 @@ import httpx
 import pytest
 from click.testing import CliRunner
 
-from gateways import connect, read_head
+from gateways import connect, read_head, scripted_upstream
 from pars.cli.main import commands
 from pars.errors import ParsError
+from told_engine import Engine, ask
 
 from fake_engine import FakeEngine
 from serving import DEADLINE_S, eventually
@@ -30,6 +31,7 @@ class Started:
     """A gateway that listens at `url`; `log` has what it said once it has ended."""
 
     url: str
+    process: subprocess.Popen[str]
     log: str = ""
 
 
@@ -54,7 +56,7 @@ def started(
             greeting = process.stdout.readline()
             found = re.search(r"served at (\S+),", greeting)
             assert found, (folder / "stderr").read_text()
-            gateway = Started(found[1])
+            gateway = Started(found[1], process)
             yield gateway
         finally:
             process.terminate()
@@ -94,15 +96,19 @@ def test_what_several_upstreams_cannot_be_is_said(given: tuple[str, ...], reason
 
 def test_nothing_that_is_held_is_lost_at_the_end(tmp_path: Path) -> None:
     """SIGTERM while four of six requests are held: each has its answer before the process ends."""
-    engine = FakeEngine(num_slots=1, token_s=0.03)
-    ask = {"prompt": "x", "max_tokens": 10}
-    with engine.served() as upstream, ThreadPoolExecutor(6) as pool:
-        options = ("--upstream", upstream, "--slots", "1", "--state", "none")
-        with started(tmp_path, *options, PARS_ENGINE="none") as gateway:
-            url = gateway.url + "/v1/completions"
-            asked = [pool.submit(httpx.post, url, json=ask) for _ in range(6)]
-            eventually(lambda: now(gateway)["held"]["num_waiting"] == 4)
+    engine = Engine(slots=1)
+    with (
+        scripted_upstream(engine.serve) as upstream,
+        ThreadPoolExecutor(6) as pool,
+        started(tmp_path, "--upstream", upstream, "--state", "none", PARS_ENGINE="auto") as gateway,
+    ):
+        eventually(lambda: (now(gateway)["held"] or {}).get("slots") == 1)
+        asked = [pool.submit(ask, gateway.url, "x") for _ in range(6)]
+        eventually(lambda: now(gateway)["held"]["num_waiting"] == 4)
+        gateway.process.terminate()
+        engine.finish(6)
         assert [it.result().status_code for it in asked] == [200] * 6
+        assert gateway.process.wait(DEADLINE_S) is not None
 
 
 def now(gateway: Started) -> dict[str, Any]:

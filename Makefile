@@ -17,7 +17,7 @@ demo: $(VENV)/.demo ## prepare, train, evaluate, serve and ask, on real prompts 
 test: lint engine $(VENV)/.test ## every test, on real torch and a real vLLM
 	$(VENV)/bin/python -m pytest -m 'not sglang and not llamacpp and not monitoring'
 
-check: lint ## the daily loop, under a minute: style, types, what needs neither torch nor vLLM
+check: lint ## the daily loop, a minute: style, types, what needs neither torch nor vLLM nor seconds
 	$(VENV)/bin/python -m pytest -q --numprocesses auto -m 'not engine and not sglang and not llamacpp and not monitoring and not torch'
 
 lint: $(VENV)/.test ## style and types

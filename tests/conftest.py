@@ -5,6 +5,24 @@ from hypothesis import HealthCheck, settings
 
 pytest_plugins = ["engine"]
 
+# Files of tests that take seconds each, on real sockets and processes: not part of `make check`.
+SLOW = frozenset(
+    f"test_{name}.py"
+    for name in (
+        *("bench", "body_priority", "collect", "control", "doctor", "experiment", "gateway"),
+        *("gateway_command", "gateway_engine", "gateway_faults", "gateway_fleet", "gateway_fuzz"),
+        *("gateway_hold", "gateway_smuggling", "gateway_upstream", "learner", "online", "page"),
+        *("prepare", "probe", "queue_order", "ranker_judge", "report", "score_fuzz", "server"),
+        *("simulate", "simulation", "learning_policy", "own_traffic", "learn"),
+    )
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.name in SLOW:
+            item.add_marker("slow")
+
 # No test may fail because the machine stands still for a second.
 settings.register_profile("pars", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("pars")

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -93,6 +94,16 @@ def test_an_idle_engine_waits_for_the_next_arrival():
 
     assert times["b"].finished_s == pytest.approx(101.11)
     assert told.facts["num_steps"] == 2
+
+
+def test_an_arrival_is_due_when_an_idle_engine_has_waited_for_it():
+    """Of a hundred pairs of times two or three add up to a little less than the second one."""
+    rng = random.Random(0)
+    for _ in range(300):
+        first_s = rng.random()
+        late = request("b", 2.2 + 20 * rng.random(), 1, 1)
+        _, times = run([request("a", first_s, 1, 1), late], FastEngine(SMALL))
+        assert times["b"].finished_s == pytest.approx(late.arrival_s + 1.11)
 
 
 @given(

@@ -147,6 +147,7 @@ class _Clock:
     def idle_until(self, at_s: float) -> None:
         if at_s > self.now_s:
             self._pass(at_s - self.now_s)
+            self.now_s = at_s  # the sum may be less by a rounding, and then nothing would be due
 
     def pass_quiet(
         self, step_time: StepTime, num_steps: int, num_seqs: int, num_kv_tokens: int

@@ -28,6 +28,7 @@ declare -A commands=(
     [frontier]="benchmarks/frontier.py"
     [online]="benchmarks/online.py"
     [cold_start]="benchmarks/cold_start.py"
+    [saboteur]="benchmarks/saboteur.py"
     [online_cost]="benchmarks/online_cost.py"
     [overtake_curve]="benchmarks/overtake_curve.py"
     [noon_shift]="benchmarks/noon_shift.py"
@@ -42,7 +43,7 @@ declare -A commands=(
     [vllm_starvation]="benchmarks/vllm_starvation.py"
 )
 
-for name in ${*:-prepare train tau score_cost trace_load noise serve online online_cost cold_start frontier worth overtake_curve noon_shift gateway_cost relay_cost hostile_bodies import_time recording_cost vllm_latency vllm_starvation held_queue live simulator order_by prompt_cost repeats}; do
+for name in ${*:-prepare train tau score_cost trace_load noise serve online online_cost cold_start saboteur frontier worth overtake_curve noon_shift gateway_cost relay_cost hostile_bodies import_time recording_cost vllm_latency vllm_starvation held_queue live simulator order_by prompt_cost repeats}; do
     echo "== $name: python ${commands[$name]}"
     # shellcheck disable=SC2086 - the command is words
     python ${commands[$name]} >"$results/.$name.txt"

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from pars.cli.main import commands
 from pars.learn.evaluation.online import evaluate_online
-from pars.ranking.online.model import OnlineModel
+from pars.ranking.online.model import Callers, OnlineModel
 from pars.ranking.online.ranker import Gauge, OnlineRanker
 from pars.ranking.online.reading import NUM_SLOTS, Reader
 from pars.ranking.online.state import MAX_IDS, State, forget
@@ -95,6 +95,23 @@ def test_one_callers_odd_answers_move_the_others_little():
 
     assert accuracy(alone) > 0.99
     assert accuracy(beside) > 0.95
+
+
+def test_who_turns_the_others_answers_round_loses_his_say():
+    """What all share says the opposite of his answers: they count for nothing; others' do."""
+    callers, chance = Callers(), random.Random(4)
+    trusts = {}
+    for _ in range(200):
+        expected = chance.gauss(0, 1)
+        noise = chance.gauss(0, 0.5)
+        trusts["honest"] = callers.trust(1, expected, expected + noise)
+        trusts["liar"] = callers.trust(2, expected, noise - expected)
+        trusts["odd scale"] = callers.trust(3, expected, 3 + expected / 2 + noise)
+    trusts["new"] = callers.trust(4, 1.0, -1.0)
+
+    assert trusts["liar"] == 0
+    assert trusts["honest"] == trusts["new"] == 1
+    assert trusts["odd scale"] > 0.6
 
 
 def test_an_answer_cut_short_is_no_short_answer():
@@ -275,7 +292,7 @@ def test_a_damaged_file_costs_what_it_held(tmp_path: Path, damage: str):
     elif damage == "flip":
         log.write_bytes(data[:700] + bytes([data[700] ^ 1]) + data[701:])
     elif damage == "junk before":
-        log.write_bytes(b"P2" + b"\xff" * 90 + data)
+        log.write_bytes(b"P3" + b"\xff" * 90 + data)
     else:
         state.snapshot(ranker.model)
         model = tmp_path / "model.npz"

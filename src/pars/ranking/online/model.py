@@ -22,7 +22,43 @@ FIRST_SQUARES = 1e-2  # of AdaGrad
 PRIOR = 5.0  # ridge of the dense weights, in requests
 MAX_ERROR = 3.0  # standard deviations that one answer counts for (Huber 1964): one caller's
 # odd answers move the weights that others share only so far
+NUM_CALLERS = 1 << 12  # told apart; more share
+MEMORY = 0.02  # of a caller's answers, so about the last fifty
+FIRST_VARIANCE = 2.0  # a caller is taken at his word until his own answers outweigh this
+ENOUGH_SLOPE = 2.0  # answers count in full from a slope of one half on
 LEAST_DEVIATION = 0.1  # of log tokens; equal answers have none
+
+
+class Callers:
+    """
+    How far what all callers' answers say holds for each caller, by his own answers.
+
+    That is the slope of his answers on what the shared weights expected of them, both from his own
+    mean: 1 where it holds, 0 where it says nothing, below where he gets the opposite. By it his
+    answers count for the weights that others share. A caller whose answers turn the others' round
+    moves only his own weights.
+
+    Attributes:
+        sums: [NUM_CALLERS, 4] of each caller: mean expected, mean came, their covariance, and the
+            variance of the first, both summed over his last answers.
+    """
+
+    def __init__(self) -> None:
+        self.sums = np.zeros((NUM_CALLERS, 4), dtype=np.float32)
+
+    def trust(self, caller: int, expected: float, came: float) -> float:
+        """What his answer counts for, 0 to 1, by those before it; and take it down."""
+        row = self.sums[caller % NUM_CALLERS]
+        mean_expected, mean_came, covariance, variance = map(float, row)
+        slope = (covariance + FIRST_VARIANCE) / (variance + FIRST_VARIANCE)
+        at, off = expected - mean_expected, min(max(came - mean_came, -MAX_ERROR), MAX_ERROR)
+        row[:] = (
+            mean_expected + at * MEMORY,
+            mean_came + off * MEMORY,
+            (1 - MEMORY) * covariance + at * off,
+            (1 - MEMORY) * variance + at * at,
+        )
+        return min(max(ENOUGH_SLOPE * slope, 0.0), 1.0)
 
 
 class OnlineModel:
@@ -38,6 +74,7 @@ class OnlineModel:
         self.squares = np.full(NUM_SLOTS, FIRST_SQUARES, dtype=np.float32)
         self.dense = np.zeros(NUM_DENSE)
         self.covariance = np.eye(NUM_DENSE) / PRIOR
+        self.callers = Callers()
         self._change = np.empty_like(self.covariance)
         self.num_learned = 0
         self.mean = math.log1p(128.0)
@@ -50,48 +87,52 @@ class OnlineModel:
 
     def predict(self, reading: Reading) -> float:
         """The expected log(1 + tokens)."""
-        return self.mean + self.deviation * self._standard(reading)
+        shared, own = self._parts(reading)
+        return self.mean + self.deviation * (shared + own)
 
     def learn(self, reading: Reading, log_tokens: float, *, is_lower_bound: bool = False) -> float:
         """One step towards an answer of that log(1 + tokens); what was expected before it."""
-        standard = self._standard(reading)
-        expected = self.mean + self.deviation * standard
+        shared, own = self._parts(reading)
+        expected = self.mean + self.deviation * (shared + own)
         if is_lower_bound and log_tokens <= expected:
             return expected
         self._count(log_tokens)
-        error = (log_tokens - self.mean) / self.deviation - standard
-        error = min(max(error, -MAX_ERROR), MAX_ERROR)
-        self._step(reading, error)
+        came = (log_tokens - self.mean) / self.deviation
+        error = min(max(came - shared - own, -MAX_ERROR), MAX_ERROR)
+        trust = self.callers.trust(reading.caller, shared, came)
+        self._step(reading, error, trust)
         seen = self.covariance @ reading.dense
-        gain = seen / (1.0 + reading.dense @ seen)
+        gain = trust * seen / (1.0 + trust * (reading.dense @ seen))
         self.dense += gain * error
         np.multiply(gain[:, None], seen, out=self._change)
         self.covariance -= self._change
         return expected
 
-    def _standard(self, reading: Reading) -> float:
+    def _parts(self, reading: Reading) -> tuple[float, float]:
+        """What all callers' answers say of the text, and what those of this caller add."""
         told, num_text = self.weights.take(reading.ids), reading.num_text
+        end = num_text + reading.num_facts
         text, fact = _scales(reading)
-        return float(
-            self.dense @ reading.dense
-            + text * np.add.reduce(told[:num_text])
-            + fact * np.add.reduce(told[num_text:])
-        )
+        shared = self.dense @ reading.dense + text * np.add.reduce(told[:num_text])
+        own = fact * np.add.reduce(told[num_text:end]) + text * np.add.reduce(told[end:])
+        return float(shared), float(own)
 
-    def _step(self, reading: Reading, error: float) -> None:
-        """AdaGrad, of all slots at once; each kind of feature has the same length, one."""
+    def _step(self, reading: Reading, error: float, trust: float) -> None:
+        """AdaGrad, of all slots at once."""
         ids, num_text = reading.ids, reading.num_text
+        end = num_text + reading.num_facts
         text, fact = _scales(reading)
+        scales = np.full(len(ids), text, np.float32)
+        scales[:num_text] *= trust
+        scales[num_text:end] = fact
+        scales *= error
         squares = self.squares.take(ids)
-        squares[:num_text] += (text * error) ** 2
-        squares[num_text:] += (fact * error) ** 2
+        squares += scales * scales
         self.squares[ids] = squares
-        steps = np.sqrt(squares, out=squares)
-        np.divide(RATE * error, steps, out=steps)
-        steps[:num_text] *= text
-        steps[num_text:] *= fact
-        steps += self.weights.take(ids)
-        self.weights[ids] = steps
+        scales *= RATE
+        scales /= np.sqrt(squares, out=squares)
+        scales += self.weights.take(ids)
+        self.weights[ids] = scales
 
     def _count(self, log_tokens: float) -> None:
         """Welford's running mean and deviation (1962, Technometrics 4:419)."""
@@ -108,6 +149,7 @@ class OnlineModel:
             "squares": self.squares,
             "dense": self.dense,
             "covariance": self.covariance,
+            "callers": self.callers.sums,
             "scalars": scalars,
         }
 
@@ -127,12 +169,16 @@ class OnlineModel:
         model.weights = arrays["weights"].astype(np.float32)
         model.squares = np.maximum(arrays["squares"].astype(np.float32), FIRST_SQUARES)
         model.dense, model.covariance = arrays["dense"].copy(), arrays["covariance"].copy()
+        model.callers.sums = arrays["callers"].copy()
         num_learned, model.mean, model.squared_deviation = arrays["scalars"].tolist()
         model.num_learned = int(num_learned)
         return model
 
 
 def _scales(reading: Reading) -> tuple[float, float]:
-    """What a feature of each kind counts for: with them all vectors are of length one."""
-    num_text = reading.num_text
-    return 1 / math.sqrt(num_text or 1), 1 / math.sqrt(len(reading.ids) - num_text or 1)
+    """
+    What a feature counts for, of the text (with who asks, too) and of the facts: with them the
+    vector of each has the length one.
+    """
+    num_facts = reading.num_facts
+    return 1 / math.sqrt(len(reading.ids) - num_facts or 1), 1 / math.sqrt(num_facts or 1)

@@ -41,15 +41,22 @@ class Reading(NamedTuple):
     A request as the model sees it.
 
     Attributes:
-        ids: [num_text + num_facts] slots: of words, of neighbours, and of first words with who
-            asks; behind them, of who asks and how.
-        num_text: Of these, how many are of the first kind.
+        ids: [num_text + num_facts + num_crossed] slots: of words and neighbours, which all share;
+            of who asks and how; and of the first words with who asks.
+        num_text, num_facts: How many of the first two kinds.
         dense: [NUM_DENSE].
     """
 
     ids: IntArray
     num_text: int
+    num_facts: int
     dense: FloatArray
+
+    @property
+    def caller(self) -> int:
+        """The slot of who asks: behind the path, the first that is known; 0: nothing is."""
+        at = self.num_text + 1
+        return int(self.ids[at]) if self.num_facts > 1 else 0
 
 
 class Reader:
@@ -85,30 +92,27 @@ class Reader:
         dense[: -NUM_VECTOR - 1] = _surface(signals.text) + _before(signals)
         dense[-NUM_VECTOR - 1 : -1] = self._mean_vector(rows)
         dense[-1] = stacked
-        text_ids = self._text_slots(keys, facts[:NUM_CROSSED])
-        return Reading(np.concatenate([text_ids, _slots(facts)]), len(text_ids), dense)
+        pairs, crossed = self._pairs(keys, facts[:NUM_CROSSED])
+        places = np.array(self._places(keys), np.uint64)
+        text_ids = _distinct(_slots(np.concatenate([keys, pairs, places])))
+        ids = np.concatenate([text_ids, _slots(facts), _slots(crossed)])
+        return Reading(ids, len(text_ids), len(facts), dense)
 
-    def _text_slots(self, keys: HashArray, who: HashArray) -> IntArray:
-        """
-        Words, neighbours (with start and end), the first one, two and three, the last, and the
-        first words with who asks.
-        """
+    def _pairs(self, keys: HashArray, who: HashArray) -> tuple[HashArray, HashArray]:
+        """Hashes of neighbours, with start and end; and of the first words with who asks."""
         num_words, num_crossed = len(keys), min(3, len(keys) + 1)
         num_pairs = num_words + 1 + len(who) * num_crossed
-        hashes = np.empty(num_words + num_pairs + min(num_words, 1) + min(num_words, 3), np.uint64)
-        hashes[:num_words] = keys
         around = np.empty(num_words + 2, np.uint64)
         around[0], around[1:-1], around[-1] = self._start, keys, self._end
         left, right = np.empty((2, num_pairs), np.uint64)
         left[: num_words + 1], right[: num_words + 1] = around[:-1], around[1:]
         left[num_words + 1 :].reshape(num_crossed, -1)[:] = who
         right[num_words + 1 :].reshape(num_crossed, -1)[:] = around[:num_crossed, None]
-        hashes[num_words : num_words + num_pairs] = _mixed(left, right)
-        hashes[num_words + num_pairs :] = self._places(keys)
-        return _distinct(_slots(hashes))
+        mixed = _mixed(left, right)
+        return mixed[: num_words + 1], mixed[num_words + 1 :]
 
     def _places(self, keys: HashArray) -> list[int]:
-        """The first word, the first two and three, and the last, as such."""
+        """The last word, the first one, the first two and three, as such."""
         first, told = self._first, [_mixed_one(int(it), self._last) for it in keys[-1:]]
         for at, key in enumerate(keys[:3].tolist()):
             first = _mixed_one(key, first) if at == 0 else _mixed_one(first, key)

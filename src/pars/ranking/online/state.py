@@ -32,9 +32,9 @@ from pars.ranking.online.model import OnlineModel
 from pars.ranking.online.reading import NUM_DENSE, NUM_SLOTS, Reading
 
 SECRET_BYTES = 32
-FORMAT = 2
-HEAD = struct.Struct("<2sHHfBI")  # mark, text ids, fact ids, log tokens, lower bound, checksum
-MARK = b"P2"
+FORMAT = 3
+HEAD = struct.Struct("<2sHHHfBI")  # mark, ids, of text, of facts, log tokens, bound, checksum
+MARK = b"P3"
 MAX_IDS = 2048
 MAX_RECORD_BYTES = HEAD.size + 4 * (MAX_IDS + NUM_DENSE)
 MAX_LOG_BYTES = 4 << 20  # then a process begins a new log
@@ -222,9 +222,9 @@ def _secret_of(path: Path) -> bytes:
 
 def _record(reading: Reading, log_tokens: float, is_lower_bound: bool) -> bytes:
     ids = reading.ids[:MAX_IDS]
-    counts = (min(reading.num_text, len(ids)), max(0, len(ids) - reading.num_text))
+    counts = (len(ids), reading.num_text, reading.num_facts)
     body = ids.astype("<u4").tobytes() + reading.dense.astype("<f4").tobytes()
-    told = struct.pack("<HHfB", *counts, log_tokens, is_lower_bound)
+    told = struct.pack("<HHHfB", *counts, log_tokens, is_lower_bound)
     head = HEAD.pack(MARK, *counts, log_tokens, is_lower_bound, zlib.crc32(told + body))
     return head + body
 
@@ -244,16 +244,18 @@ def _records(data: bytes) -> Iterator[tuple[Learned, int]]:
 def _record_at(data: bytes, at: int) -> tuple[Learned, int] | None:
     if at + HEAD.size > len(data):
         return None
-    _, num_text, num_facts, log_tokens, is_lower_bound, checksum = HEAD.unpack_from(data, at)
+    _, *counts, log_tokens, is_lower_bound, checksum = HEAD.unpack_from(data, at)
+    num_ids, num_text, num_facts = counts
     start = at + HEAD.size
-    rest = start + 4 * (num_text + num_facts)
+    rest = start + 4 * num_ids
     end = rest + 4 * NUM_DENSE
-    told = struct.pack("<HHfB", num_text, num_facts, log_tokens, is_lower_bound)
+    told = struct.pack("<HHHfB", *counts, log_tokens, is_lower_bound)
     if end > len(data) or zlib.crc32(told + data[start:end]) != checksum:
         return None
     reading = Reading(
         np.frombuffer(data[start:rest], "<u4").astype(np.int64) % NUM_SLOTS,
         num_text,
+        num_facts,
         np.frombuffer(data[rest:end], "<f4").astype(np.float64),
     )
     return Learned(reading, log_tokens, bool(is_lower_bound)), end

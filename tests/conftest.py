@@ -23,6 +23,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.path.name in SLOW:
             item.add_marker("slow")
 
+
 # No test may fail because the machine stands still for a second.
 settings.register_profile("pars", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("pars")

@@ -118,6 +118,24 @@ def test_a_server_that_dies_before_it_answers_loses_no_request(tmp_path: Path) -
         assert counted(app, "pars_held_moved_total") == 1
 
 
+def test_a_request_that_kills_servers_gets_each_of_them_once(tmp_path: Path) -> None:
+    """It may be the reason: its client hears of it, and what comes after is not its victim."""
+    asked: list[int] = []
+
+    def dies(connection: socket.socket, _: int) -> None:
+        while request := read_request(connection):
+            if request.startswith(b"POST "):
+                asked.append(len(asked))
+                return
+            connection.sendall(answer(404, {}))
+
+    with before([dies, dies], tmp_path) as (url, app):
+        reply = ask(url, "x")
+        assert (reply.status_code, reply.json()["error"]["code"]) == (502, "upstream_closed")
+        assert len(asked) == 2
+        assert app.queue.num_sent == 0
+
+
 def test_an_answer_that_breaks_off_is_not_begun_again(tmp_path: Path) -> None:
     """Its client sees a broken stream, as with one server: it has read some of it already."""
     engine = FakeEngine()
@@ -183,4 +201,4 @@ def test_the_bytes_that_are_held_are_bounded(tmp_path: Path) -> None:
         assert refused.json()["error"]["code"] == "queue_full"
         engine.finish(3)
         assert all(it.result(DEADLINE_S).is_success for it in asked)
-        assert ask(url, "x" * 1200).is_success
+        assert ask(url, "x" * 4000).is_success  # alone, whatever its size

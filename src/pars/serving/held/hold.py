@@ -31,9 +31,8 @@ BUSY = (429, 503)
 FIRST_PAUSE_S, MAX_PAUSE_S = 0.25, 30.0
 MOST_TRIES = 8  # a minute or so; then the client hears what the engine says
 RETRY_AFTER_S = 5  # what clients are told that find no room
-# It was never there; or it was, and died before it answered: twice made an answer costs tokens.
 NO_CONNECTION = ("upstream_unreachable", "upstream_connect_timeout")
-NO_ANSWER = (*NO_CONNECTION, "upstream_closed")
+NO_ANSWER = "upstream_closed"  # it had the request, and died: twice made an answer costs tokens
 
 
 class Hold:
@@ -156,11 +155,18 @@ class Hold:
                     return
 
     def _can_go_elsewhere(self, replica: Replica, error: UpstreamError, number: int) -> bool:
-        """Whether there is another for a request; a server that cannot be reached is out of use."""
+        """
+        Whether there is another for a request; a server that cannot be reached is out of use.
+
+        A request at which a server died gets no more tries than there are servers: it may be the
+        reason.
+        """
         if error.code in NO_CONNECTION:
             replica.problem = str(error)
+        elif error.code != NO_ANSWER or number >= len(self._queue.replicas):
+            return False
         others = [it for it in self._queue.replicas if it is not replica and not it.problem]
-        return error.code in NO_ANSWER and bool(others) and number < len(self._queue.replicas) + 1
+        return bool(others) and number < MOST_TRIES
 
 
 async def _refuse(send: Send, status: int, code: str, message: str) -> None:
@@ -196,7 +202,7 @@ class _Held:
             return
         await self.client.read()
         self._num_bytes = self.client.num_bytes
-        if not budget.take(self._num_bytes):
+        if not budget.take(self._num_bytes) and budget.num_bytes > self._num_bytes:
             raise QueueIsFull(f"requests of {budget.num_bytes} bytes are held already")
 
     async def enter(self) -> Turn | None:

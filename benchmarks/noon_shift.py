@@ -18,7 +18,12 @@ HOUR_S seconds, so that the records last. Who orders:
     wrong, watched     the same, with `pars.outcomes.drift`
     learning, watched  fixed at first; each hour `pars learn` tries a ranker that learnt from the
                        last answers, and promotes it if it orders the newest of them better
+    online             the ranker that learns while it serves, from nothing at midnight
     oracle             true lengths
+
+The line "after noon" tells which share of the oracle's gain over fcfs each has, of the first 2,000
+requests after noon and of the whole afternoon. `--only fcfs,online,oracle` runs some of them, and
+trains nothing that they do not need.
 
 Retraining takes no virtual time, and no engine time. There are NUM_DAYS such days, each with other
 records at other times; what is printed is over all of them. The last line of stdout is one JSON
@@ -36,9 +41,10 @@ import random
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import matplotlib
@@ -79,12 +85,14 @@ AGING = ShortestFirst(DEFAULT_MAX_OVERTAKE_S)
 MOST_PROMPT_TOKENS = 4096
 NUM_REMEMBERED, NEWEST_SHARE, NUM_RESAMPLES = 4000, 0.1, 400  # of `pars learn`
 SHARE_VALIDATION = 0.1
+NUM_FIRST = 2_000  # requests after noon
 COLORS = {
     "fcfs": "black",
     "fixed": "tab:blue",
     "rule": "tab:red",
     "wrong": "tab:gray",
     "learning": "tab:orange",
+    "online": "tab:purple",
     "oracle": "tab:green",
 }
 HALVES = (("until noon", range(NOON)), ("after noon", range(NOON, NUM_HOURS)))
@@ -193,6 +201,22 @@ class RankerOrder(Order):
         self._line = Line(ranked.policy, ranked.fitted(self.day.requests, self._calibration))
 
 
+class OnlineOrder(Order):
+    """By the ranker that learns each answer when it ends, and begins with nothing."""
+
+    def __init__(self, name: str, day: Day) -> None:
+        super().__init__(name, day, f"online{AGED}")
+
+    def ended(self, number: int, now_s: float) -> None:
+        request = self.day.requests[number]
+        self._line.ended(
+            request.request_id,
+            now_s,
+            answer_tokens=request.output_tokens,
+            prompt_tokens=request.prompt_tokens,
+        )
+
+
 class LearningOrder(RankerOrder):
     """By a ranker that `pars learn` replaces every hour if it finds a better one."""
 
@@ -257,35 +281,48 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("--work-dir", type=Path, default=Path("build/noon_shift"))
     parser.add_argument("--num-days", type=int, default=NUM_DAYS)
+    parser.add_argument("--only", default="", help="some of the orders, by commas")
     options = parser.parse_args()
     if not (SHARED / "data").is_dir():
         sys.exit(f"{SHARED / 'data'} is not there: set PARS_SHARED to the folder with the records")
     days = [a_day(seed) for seed in range(options.num_days)]
     orders = [
-        orders_of(day, options.work_dir / f"day_{seed}", seed) for seed, day in enumerate(days)
+        orders_of(day, options.work_dir / f"day_{seed}", seed, options.only)
+        for seed, day in enumerate(days)
     ]
     told = figures(orders)
-    print_report(told)
-    draw(told, options.work_dir / "noon_shift.png")
+    print_report(told, is_whole=not options.only)
+    if not options.only:
+        draw(told, options.work_dir / "noon_shift.png")
     print(json.dumps(told))
 
 
-def orders_of(day: Day, folder: Path, seed: int) -> list["Order"]:
+def orders_of(day: Day, folder: Path, seed: int, only: str = "") -> list["Order"]:
     """The day, served in every order."""
     shutil.rmtree(folder, ignore_errors=True)
-    fixed = trained(day.yesterday, folder / "fixed", seed)
-    rule, wrong = Rule(day.yesterday), UpsideDown(fixed)
-    orders = [
-        Order("fcfs", day, "fcfs"),
-        RankerOrder("fixed", day, fixed),
-        RankerOrder("fixed, watched", day, fixed, Drift()),
-        RankerOrder("rule", day, rule),
-        RankerOrder("rule, watched", day, rule, Drift()),
-        RankerOrder("wrong", day, wrong),
-        RankerOrder("wrong, watched", day, wrong, Drift()),
-        LearningOrder("learning, watched", day, folder / "fixed/ranker", folder / "learning"),
-        Order("oracle", day, f"oracle{AGED}"),
-    ]
+    fixed = cache(lambda: trained(day.yesterday, folder / "fixed", seed))
+    rule = Rule(day.yesterday)
+
+    def learning(name: str) -> LearningOrder:
+        fixed()
+        return LearningOrder(name, day, folder / "fixed/ranker", folder / "learning")
+
+    makers: dict[str, Callable[[str], Order]] = {
+        "fcfs": lambda name: Order(name, day, "fcfs"),
+        "fixed": lambda name: RankerOrder(name, day, fixed()),
+        "fixed, watched": lambda name: RankerOrder(name, day, fixed(), Drift()),
+        "rule": lambda name: RankerOrder(name, day, rule),
+        "rule, watched": lambda name: RankerOrder(name, day, rule, Drift()),
+        "wrong": lambda name: RankerOrder(name, day, UpsideDown(fixed())),
+        "wrong, watched": lambda name: RankerOrder(name, day, UpsideDown(fixed()), Drift()),
+        "learning, watched": learning,
+        "online": lambda name: OnlineOrder(name, day),
+        "oracle": lambda name: Order(name, day, f"oracle{AGED}"),
+    }
+    names = only.split(",") if only else list(makers)
+    if unknown := set(names) - set(makers):
+        sys.exit(f"--only: {', '.join(sorted(unknown))} is none of {'; '.join(makers)}")
+    orders = [makers[name](name) for name in names]
     for order in orders:
         serve(order)
         print(f"day {seed + 1}: {order.name}: done", file=sys.stderr)
@@ -404,6 +441,31 @@ def figures(days: list[list[Order]]) -> dict:
         "num_requests": np.bincount(hours, minlength=NUM_HOURS).tolist(),
         "mean_tokens": {half: float(tokens[np.isin(hours, of)].mean()) for half, of in HALVES},
         "orders": {turns[0].name: figures_of(turns, hours) for turns in zip(*days, strict=True)},
+        "shares_after_noon": shares_after_noon(days),
+    }
+
+
+def shares_after_noon(days: list[list[Order]]) -> dict[str, list[float]]:
+    """By order: of the oracle's gain over fcfs, that of the first requests, and of all."""
+
+    def mean_s(number: int, most: int | None) -> float:
+        means = []
+        for orders in days:
+            first = int(np.searchsorted(orders[0].day.hours, NOON))
+            means.append(orders[number].ntpot_s[first:][:most].mean())
+        return float(np.mean(means))
+
+    names = [order.name for order in days[0]]
+    if not {"fcfs", "oracle"} <= set(names):
+        return {}
+    fcfs, oracle = names.index("fcfs"), names.index("oracle")
+    return {
+        name: [
+            (mean_s(fcfs, most) - mean_s(number, most))
+            / (mean_s(fcfs, most) - mean_s(oracle, most))
+            for most in (NUM_FIRST, None)
+        ]
+        for number, name in enumerate(names)
     }
 
 
@@ -439,7 +501,7 @@ def figures_of(turns: list[Order], hours: np.ndarray) -> dict:
     }
 
 
-def print_report(told: dict) -> None:
+def print_report(told: dict, *, is_whole: bool = True) -> None:
     """The halves, what happened when, and the hours."""
     counts = told["num_requests"]
     print(
@@ -457,9 +519,14 @@ def print_report(told: dict) -> None:
     print(f"{'who orders':<18}{columns}{columns}")
     for name, order in told["orders"].items():
         print(f"{name:<18}{''.join(half_line(order['halves'][half]) for half, _ in HALVES)}")
+    print(f"\nafter noon: share of the oracle's gain, first {NUM_FIRST:,} requests and all")
+    for name, (first, whole) in told["shares_after_noon"].items():
+        print(f"{name:<18}{first:>8.0%}{whole:>8.0%}")
     print()
     for order in told["orders"].values():
         print("\n".join(order["events"]), end="\n" if order["events"] else "")
+    if not is_whole:
+        return
     less = told["orders"]["fixed, watched"]["drift_less_arrivals"]
     mean = np.mean([it for it in less if it is not None])
     print(f"\nDrift's tau-b of fixed at an hour's end, less that of its arrivals: {mean:+.3f}")

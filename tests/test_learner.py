@@ -4,11 +4,18 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from gateways import counted, exchange, post
+from pars.outcomes.learner import Learner
+from pars.outcomes.metrics import LearnMetrics
+from pars.outcomes.records import Outcome
+from pars.request.conversation import Before
+from pars.request.features import Signals
 from pars.serving.gateway import UVICORN_OPTIONS, Gateway
 from pars.serving.settings import Settings
 from pars.serving.upstream import Upstream
@@ -77,6 +84,23 @@ def test_what_was_learned_is_there_after_a_restart(tmp_path: Path):
             told = json.loads(page.partition(b"\r\n\r\n")[2])["learning"]
             assert told["num_learned"] == num_learned
             assert told["folder"] == str(tmp_path)
+
+
+def test_the_order_is_told_by_model_and_of_few_models():
+    """Two models have a gauge each; of names that a client makes up only so many are told."""
+    learner = Learner(None, LearnMetrics(CollectorRegistry()))
+    signals = Signals("Hello", ("path=x",), Before(), 1.0)
+    for number in range(60):
+        outcome = Outcome(
+            arrival_s=0.0, path="/v1/completions", decision="scored", answer_tokens=number + 1
+        )
+        for model in ("a", "b", f"made up {number}"):
+            learner.learn(learner.expect(signals), replace(outcome, model=model))
+
+    told = learner.as_json()["tau_b_by_model"]
+    assert told["a"]["num_answers"] == told["b"]["num_answers"] == 60
+    assert told["other models"]["num_answers"] == 46
+    assert len(told) == 17
 
 
 def test_without_a_folder_it_learns_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -215,14 +215,25 @@ def test_the_start_and_the_end_of_a_long_text_are_read():
         assert read[192:].tolist()[-63:] == expected[1].tolist()[-63:]
 
 
+def test_the_end_of_a_text_without_spaces_is_read_too():
+    """Of 300 different characters the first 192 and the last 64."""
+    words = WordHashes(SECRET, {})
+    text = "".join(chr(0x4E00 + number) for number in range(300))
+    each = [int(words.of(it)[0][0]) for it in text]
+
+    assert words.of(text)[0].tolist() == each[:192] + each[-64:]
+
+
 def test_what_is_remembered_of_words_is_bounded():
     """However many there are; and they are told the same afterwards."""
     words = WordHashes(SECRET, {})
     before = words.of("some words")[0].tolist()
     for number in range(2 * MAX_PARTS):
         words.of(f"word{number}" if number % 2 else "x" * 10_000 + str(number))
+        words.of("!?" * 30 + "abc"[number % 3])
 
     assert len(words) <= MAX_PARTS + 1
+    assert sum(map(len, words.values())) < 128 * MAX_PARTS
     assert words.of("some words")[0].tolist() == before
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from pars.errors import ParsError, one_line
 from pars.outcomes.metrics import LearnMetrics
 from pars.outcomes.records import Outcome
-from pars.ranking.online.ranker import Guess, OnlineRanker
+from pars.ranking.online.ranker import Gauge, Guess, OnlineRanker
 from pars.ranking.online.state import State
 from pars.request.features import Signals
 
@@ -24,6 +24,8 @@ log = logging.getLogger("vllm.pars" if "vllm" in sys.modules else "pars")  # vLL
 
 FLUSH_EVERY_S = 1.0  # what a kill -9 may cost
 SNAPSHOT_EVERY_S = 60.0
+MOST_MODELS, MAX_MODEL_CHARS, OTHER_MODELS = 16, 256, "other models"  # on the health page
+MODEL_WINDOW = 300  # answers of one model that its gauge looks back
 MOST_AT_ONCE = 200  # of the others' answers, between two turns of the event loop
 
 
@@ -45,6 +47,7 @@ class Learner:
         self._state: State | None = None
         self.folder: Path | None = None
         self._scores = _Running()
+        self._by_model: dict[str, Gauge] = {}
         self.ranker = OnlineRanker()
         if folder is not None:
             self._open(folder)
@@ -62,6 +65,10 @@ class Learner:
             "num_learned": self.ranker.model.num_learned,
             "in_use": self.is_ready,
             "tau_b": self.ranker.gauge.tau_b.as_json(),
+            "tau_b_by_model": {
+                model: {"num_answers": gauge.num_seen, **gauge.tau_b.as_json()}
+                for model, gauge in self._by_model.items()
+            },
         }
 
     def expect(self, signals: Signals, score: float | None = None) -> Guess:
@@ -80,10 +87,12 @@ class Learner:
         if failed or outcome.answer_tokens is None:
             return
         tokens = outcome.answer_tokens / max(1, outcome.num_prompts * outcome.num_answers)
-        self.ranker.learn(guess, tokens, is_lower_bound=outcome.is_censored)
+        log_tokens = math.log1p(tokens)
+        expected = self.ranker.learn(guess, tokens, is_lower_bound=outcome.is_censored)
+        gauge = self._gauge_of(outcome.model)
+        gauge.observe(expected, log_tokens, is_lower_bound=outcome.is_censored)
         self._metrics.learned.inc()
         if self._state is not None:
-            log_tokens = math.log1p(tokens)
             self._state.keep(guess.reading, log_tokens, is_lower_bound=outcome.is_censored)
 
     async def keep_learning(self, every_s: float = FLUSH_EVERY_S) -> None:
@@ -92,9 +101,10 @@ class Learner:
         while True:
             await asyncio.sleep(every_s)
             try:
-                if self.ranker.gauge.is_due:
-                    await asyncio.to_thread(self.ranker.gauge.judge)
-                    self._show()
+                for gauge in (self.ranker.gauge, *self._by_model.values()):
+                    if gauge.is_due:
+                        await asyncio.to_thread(gauge.judge)
+                self._show()
                 if self._state is not None:
                     await self._keep_up(self._state)
                     if time.monotonic() >= snapshot_at_s:
@@ -103,6 +113,13 @@ class Learner:
             except Exception as error:  # a full disk, say: learning goes on in memory
                 self._metrics.failures.inc()
                 log.warning("what was learned is not kept: %s", one_line(error))
+
+    def _gauge_of(self, model: str | None) -> Gauge:
+        """Of the model's answers; clients name models, so only so many are told apart."""
+        name = (model or "")[:MAX_MODEL_CHARS]
+        if name not in self._by_model and len(self._by_model) >= MOST_MODELS:
+            name = OTHER_MODELS
+        return self._by_model.setdefault(name, Gauge(MODEL_WINDOW))
 
     def close(self) -> None:
         """Keep what was learned last."""
@@ -127,6 +144,7 @@ class Learner:
     async def _keep_up(self, state: State) -> None:
         if state.is_forgotten():
             log.warning("%s was wiped: learning begins anew", state.folder)
+            self._by_model.clear()
             self._open(state.folder)
             return
         await asyncio.to_thread(state.flush)

@@ -141,9 +141,9 @@ class OnlineRanker:
             reading=reading,
         )
 
-    def learn(self, guess: Guess, tokens: float, *, is_lower_bound: bool = False) -> None:
+    def learn(self, guess: Guess, tokens: float, *, is_lower_bound: bool = False) -> float:
         """
-        The answer came.
+        The answer came; the log(1 + tokens) that was expected just before it was learned.
 
         Args:
             is_lower_bound: It was cut short, and would have been `tokens` long or longer.
@@ -153,6 +153,7 @@ class OnlineRanker:
             self._calibrate(abs(log_tokens - guess.log_tokens) <= self.width)
         now = self.model.learn(guess.reading, log_tokens, is_lower_bound=is_lower_bound)
         self.gauge.observe(now, log_tokens, is_lower_bound=is_lower_bound)
+        return now
 
     def _calibrate(self, is_inside: bool) -> None:
         """

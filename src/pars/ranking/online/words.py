@@ -17,7 +17,7 @@ NUM_FIRST, NUM_LAST = 192, 64  # words that are read of a long text
 MAX_WORDS = NUM_FIRST + NUM_LAST
 MAX_CHARS = 6_000  # in which the first words are sought; a third of it for the last ones
 MAX_PARTS = 1 << 15  # remembered; then the memory starts anew
-MAX_PART_CHARS = 64  # of a part to be remembered
+MAX_PART_CHARS, MAX_PART_WORDS = 64, 8  # of a part to be remembered
 NEW_LINE = "\ue000"  # stands for one while a text is parted; of private use, so hardly in a text
 # Letters, digits, one sign. Chinese, Japanese and Thai write words without a space between, so
 # there each character counts as one, and neighbours make the words.
@@ -38,9 +38,11 @@ class WordHashes(dict[str, bytes]):
         self._keep_marks()
 
     def __missing__(self, part: str) -> bytes:
-        words = WORD.findall(part.lower())[:MAX_WORDS]
-        told = b"".join(map(self._told, words))
-        if len(part) <= MAX_PART_CHARS:
+        words = WORD.findall(part.lower())
+        if len(words) > MAX_WORDS:
+            words = words[:NUM_FIRST] + words[-NUM_LAST:]
+        told = b"".join(map(self.__getitem__ if len(words) > 1 else self._told, words))
+        if len(part) <= MAX_PART_CHARS and len(words) <= MAX_PART_WORDS:
             if len(self) > MAX_PARTS:
                 self.clear()
                 self._keep_marks()

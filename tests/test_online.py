@@ -349,6 +349,39 @@ def test_forgetting_wipes_the_folder_and_is_noticed(tmp_path: Path):
     assert forget(tmp_path) == 0
 
 
+def test_one_callers_part_is_wiped_on_disk_and_where_it_runs(tmp_path: Path):
+    """His answers and weights are gone, also from a snapshot; the others' are not."""
+    state, running = State(tmp_path), State(tmp_path)
+    ranker = OnlineRanker(state.secret, state.load())
+    for number in range(120):
+        key, tokens = [("long", 900), ("short", 20)][number % 2]
+        guess = ranker.expect(asked(f"word{number}", key))
+        ranker.learn(guess, tokens)
+        state.keep(guess.reading, math.log1p(tokens), is_lower_bound=False)
+        if number == 60:
+            state.flush()
+            assert state.snapshot(ranker.model)
+    state.flush()
+    follower = OnlineRanker(running.secret, running.load())
+    before = {key: follower.expect(asked("Hi", key)).tokens for key in ("long", "short", "new")}
+    assert before["long"] > 2 * before["new"]
+
+    done = CliRunner().invoke(commands, ["forget", "--state", str(tmp_path), "--caller", "long"])
+    assert done.exit_code == 0, done.output
+    assert "with 60 answers" in done.output
+    follower.model.forget(running.forgotten_slots())
+    for again in (follower, OnlineRanker(state.secret, State(tmp_path).load())):
+        after = {key: again.expect(asked("Hi", key)).tokens for key in ("long", "short", "new")}
+        assert after["long"] < 1.3 * after["new"]
+        assert after["short"] < 0.8 * after["new"]
+    assert len(running.forgotten_slots()) == 0
+
+    nothing = CliRunner().invoke(
+        commands, ["forget", "--state", str(tmp_path / "x"), "--caller", "k"]
+    )
+    assert nothing.exit_code != 0
+
+
 # Replaying a log
 
 

@@ -147,6 +147,7 @@ class Learner:
             self._by_model.clear()
             self._open(state.folder)
             return
+        self.ranker.model.forget(state.forgotten_slots())
         await asyncio.to_thread(state.flush)
         for number, learned in enumerate(state.news(), 1):
             self.ranker.model.learn(

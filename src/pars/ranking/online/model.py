@@ -141,6 +141,12 @@ class OnlineModel:
         self.mean += difference / self.num_learned
         self.squared_deviation += difference * (log_tokens - self.mean)
 
+    def forget(self, slots: NDArray[np.int64]) -> None:
+        """Wipe the weights of these slots, and what callers of such a name are taken for."""
+        self.weights[slots] = 0.0
+        self.squares[slots] = FIRST_SQUARES
+        self.callers.sums[slots % NUM_CALLERS] = 0.0
+
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Everything that was learned."""
         scalars = np.array([self.num_learned, self.mean, self.squared_deviation])

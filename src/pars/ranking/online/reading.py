@@ -7,6 +7,7 @@ hashed once and remembered; neighbours and first words are mixed from those by w
 """
 
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -155,6 +156,13 @@ def _mixed_one(a: int, b: int) -> int:
     mixed ^= mixed >> 29
     mixed = (mixed * _C) & _ALL
     return mixed ^ (mixed >> 32)
+
+
+def slots_of_facts(secret: bytes, facts: Iterable[str]) -> list[int]:
+    """Where the facts' weights stand under that secret."""
+    words = WordHashes(secret, {})
+    told = b"".join(map(words.hashed, facts))
+    return list(map(int, _slots(np.frombuffer(told, "<u8"))))
 
 
 def _slots(hashes: HashArray) -> IntArray:

@@ -4,6 +4,7 @@ Where what was learned lies on disk, so that it outlives a restart and is shared
     folder/
     ├── secret            32 random bytes, for the owner only; features are hashed under it
     ├── model.npz         a snapshot, and how far each log is in it
+    ├── forgotten        slots of callers that were wiped (`forgetting.py`)
     ├── lock              held while one of the processes writes the snapshot
     └── learned-*.log     each process's own answers since, as hashed features and a length
 
@@ -25,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pars.errors import ParsError
 from pars.files import written_whole
@@ -32,6 +34,7 @@ from pars.ranking.online.model import OnlineModel
 from pars.ranking.online.reading import NUM_DENSE, NUM_SLOTS, Reading
 
 SECRET_BYTES = 32
+FORGOTTEN = "forgotten"
 FORMAT = 3
 HEAD = struct.Struct("<2sHHHfBI")  # mark, ids, of text, of facts, log tokens, bound, checksum
 MARK = b"P3"
@@ -82,6 +85,7 @@ class State:
             raise ParsError(f"--state {folder}: {error.strerror or error}") from error
         self._read: dict[str, int] = {}  # bytes of each log that the model has learned
         self._pending: list[bytes] = []
+        self._num_forgotten_bytes = 0  # of the file, as far as the model knows
         self._begin_log()
 
     def load(self) -> OnlineModel:
@@ -95,10 +99,12 @@ class State:
             if note["format"] == FORMAT:
                 model = OnlineModel.of(arrays)
                 self._read = {str(name): int(at) for name, at in note["read"].items()}
+                self._num_forgotten_bytes = int(note.get("forgotten", 0))
         except FileNotFoundError:
             pass
         except Exception:  # whatever is wrong with it: the logs are still there
             self._read = {}
+        model.forget(self.forgotten_slots())
         for learned in self.news():
             model.learn(learned.reading, learned.log_tokens, is_lower_bound=learned.is_lower_bound)
         return model
@@ -136,7 +142,7 @@ class State:
             except OSError:
                 continue
             begin = self._read.get(log.name, 0)
-            for learned, num_bytes in _records(data):
+            for learned, num_bytes in records_in(data):
                 self._read[log.name] = begin + num_bytes
                 yield learned
 
@@ -146,6 +152,18 @@ class State:
             return (self.folder / "secret").read_bytes() != self.secret
         except OSError:
             return True
+
+    def forgotten_slots(self) -> NDArray[np.int64]:
+        """Those of callers that were wiped since the last look."""
+        try:
+            with (self.folder / FORGOTTEN).open("rb") as file:
+                file.seek(self._num_forgotten_bytes)
+                data = file.read()
+        except OSError:
+            return np.empty(0, np.int64)
+        data = data[: len(data) // 4 * 4]
+        self._num_forgotten_bytes += len(data)
+        return np.frombuffer(data, "<u4").astype(np.int64) % NUM_SLOTS
 
     def snapshot(self, model: OnlineModel) -> bool:
         """
@@ -160,7 +178,8 @@ class State:
             except OSError:
                 return False
             read = dict(self._read)
-            note = json.dumps({"format": FORMAT, "read": read}).encode()
+            told = {"format": FORMAT, "read": read, "forgotten": self._num_forgotten_bytes}
+            note = json.dumps(told).encode()
             with written_whole(self.folder / "model.npz") as file:
                 np.savez(file, note=np.frombuffer(note, np.uint8), **model.arrays())  # type: ignore[arg-type]
             self._drop_logs(read)
@@ -195,7 +214,7 @@ def forget(folder: Path) -> int:
     Raises:
         ParsError: a file cannot be deleted.
     """
-    names = ("secret", "model.npz", "lock")
+    names = ("secret", "model.npz", "lock", FORGOTTEN)
     files = [*(folder / name for name in names), *folder.glob("learned-*.log")]
     found = [file for file in files if file.exists()]
     for file in found:
@@ -229,7 +248,7 @@ def _record(reading: Reading, log_tokens: float, is_lower_bound: bool) -> bytes:
     return head + body
 
 
-def _records(data: bytes) -> Iterator[tuple[Learned, int]]:
+def records_in(data: bytes) -> Iterator[tuple[Learned, int]]:
     """Each whole record, with the bytes up to its end; a damaged stretch is passed over."""
     at = 0
     while (at := data.find(MARK, at)) >= 0:

@@ -64,7 +64,7 @@ class ByteBudget:
 
 class HeldBody:
     """
-    One request's messages. A context manager: what is held is given back at the latest on leaving.
+    One request's body. A context manager: what is held is given back at the latest on leaving.
 
     Attributes:
         outcome: None, or why the body is not to be read: "too_large", "buffers_full",
@@ -77,7 +77,9 @@ class HeldBody:
         self.num_bytes = 0
         self._budget = budget
         self._max_bytes = max_bytes
-        self._messages: list[Message] = []
+        self._body: bytes | bytearray = b""  # in one piece: a message for each byte would cost 600
+        self._has_begun = self._is_whole = False
+        self._last: Message | None = None  # that the client left
         self._num_counted_bytes = 0
         self._gave_way: asyncio.Future[None] | None = None  # there once it may have to
         self._receiving: asyncio.Future[Message] | None = None  # what came too late to be held
@@ -93,29 +95,37 @@ class HeldBody:
 
     async def take(self, receive: Receive) -> None:
         """Take messages until the body ends, the client leaves or a bound is passed."""
-        is_whole = False
-        while not is_whole and self.outcome is None:
+        while not self._is_whole and self.outcome is None:
             message = await self._next(receive)
             if message is None:
                 return
-            self._messages.append(message)
             if message["type"] != "http.request":
+                self._last = message
                 self.outcome = "client_left"
                 break
-            num_bytes = len(message.get("body", b""))
-            self.num_bytes += num_bytes
-            self._num_counted_bytes += num_bytes
-            has_room = self._budget.take(num_bytes)
-            if self.num_bytes > self._max_bytes:
-                self.outcome = "too_large"
-            elif not has_room:
-                self.outcome = "buffers_full"
-            is_whole = not message.get("more_body", False)
+            self._hold(message.get("body", b""))
+            self._is_whole = not message.get("more_body", False)
         self._budget.came(self)
+
+    def _hold(self, piece: bytes) -> None:
+        if not self._has_begun:
+            self._body = piece
+        else:
+            if not isinstance(self._body, bytearray):
+                self._body = bytearray(self._body)
+            self._body += piece
+        self._has_begun = True
+        self.num_bytes += len(piece)
+        self._num_counted_bytes += len(piece)
+        has_room = self._budget.take(len(piece))
+        if self.num_bytes > self._max_bytes:
+            self.outcome = "too_large"
+        elif not has_room:
+            self.outcome = "buffers_full"
 
     async def _next(self, receive: Receive) -> Message | None:
         """The next message; None once this body has to give way."""
-        if not self._messages:
+        if not self._has_begun:
             return await receive()
         if self._gave_way is None:
             self._gave_way = asyncio.get_running_loop().create_future()
@@ -140,20 +150,28 @@ class HeldBody:
 
     def content(self) -> bytes:
         """The bytes held."""
-        pieces = [message.get("body", b"") for message in self._messages]
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        self._body = bytes(self._body)
+        return self._body
 
     def replace(self, content: bytes) -> int:
         """Hold `content` instead of a whole body; how many bytes longer it is."""
-        self._messages = [{"type": "http.request", "body": content, "more_body": False}]
+        self._body = content
         return len(content) - self.num_bytes
 
     def replay(self, receive: Receive) -> Receive:
-        """The messages as they came, then the real channel, so that disconnects still arrive."""
-        held, self._messages = iter(self._messages), []  # from now on the app holds them, not we
+        """The body as far as it came, then the real channel, so that disconnects still arrive."""
+        held: list[Message] = []
+        if self._has_begun:
+            more = not self._is_whole
+            held.append({"type": "http.request", "body": self.content(), "more_body": more})
+        if self._last is not None:
+            held.append(self._last)
+        self._body = b""  # from now on the app holds it, not we
+        left = iter(held)
+        del held
 
         async def replayed() -> Message:
-            message = next(held, None)
+            message = next(left, None)
             if message is not None:
                 return message
             self._give_back()

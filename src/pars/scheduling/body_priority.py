@@ -233,15 +233,23 @@ class PriorityAppender:
         self._may_be_own = not only_over_own
         self._tail = b""  # of what has passed: a name may be cut in two
         self._field = b',"priority":%d' % priority
-        self._held = b""
+        self._held = bytearray()
         self._is_done = False
         self.num_added_bytes = len(self._field)
 
     def feed(self, piece: bytes, *, is_last: bool) -> bytes:
         """What to send on now; a closing brace is held back until something follows it."""
         self._look(piece)
-        data = self._held + piece
-        self._held = b""
+        if (
+            self._held
+            and not is_last
+            and len(self._held) < MAX_HELD_BYTES
+            and not piece.strip(_SPACES)
+        ):
+            self._held += piece  # in place: pieces of one byte each must not cost a copy each
+            return b""
+        data = bytes(self._held) + piece
+        self._held = bytearray()
         if self._is_done:
             return data
         end = data.rfind(b"}")
@@ -252,7 +260,7 @@ class PriorityAppender:
                 return data + b" " * self.num_added_bytes
             return data[:end] + self._field + data[end:]
         if may_be_closing:
-            self._held = data[end:]
+            self._held = bytearray(data[end:])
             return data[:end]
         return data
 

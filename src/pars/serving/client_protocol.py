@@ -17,6 +17,7 @@ from pars.serving.request_heads import doubt_of, without_upgrade
 from pars.serving.until_close import UntilClose
 
 MAX_OVERHEAD_BYTES = 64 * 1024  # that are not body, without a byte of body between
+MOST_PIPELINED = 64  # requests that came before the answers to those before them
 MAX_DROPPED_BYTES = 1 << 20  # that still come after a refusal
 PIECE_BYTES = 16 * 1024  # what the parser gets at once, so that it cannot pass the bound by much
 HEAD_TIMEOUT_S = 20.0  # from the first byte of a head, or of its connection, to its end
@@ -125,6 +126,8 @@ class ClientProtocol(HttpToolsProtocol):
         self._method = self.parser.get_method()
         self._version = self.parser.get_http_version()
         problem = doubt_of(self._method, self.url, self._version, self.headers)
+        if not problem and len(self.pipeline) >= MOST_PIPELINED:
+            problem = "too many requests that were sent before their turn"
         if problem:
             self._refuse(400, problem)
             raise ValueError(problem)  # ends the parser

@@ -108,8 +108,8 @@ class Gateway:
         if scope["path"] == CTL_PATH and self.settings.admin_key:
             await answer_ctl(self.control, self.settings.admin_key, scope, receive, send)
         elif scope["path"] in PATHS:
-            await self.pages.answer(scope, send, shows_key=self._may_pass(scope))
-        elif not self._may_pass(scope):
+            await self.pages.answer(scope, send, shows_key=self._shows_key(scope))
+        elif not (self._shows_key(scope) or _is_preflight(scope)):
             await send_error(send, 401, "invalid_api_key", "the API key is missing or wrong")
         else:
             # Before the middleware adds its own, which no client may name in Connection.
@@ -124,9 +124,9 @@ class Gateway:
             return True
         return self.known.is_known and not self.known.engine.takes_priority
 
-    def _may_pass(self, scope: Scope) -> bool:
-        """Whether it shows a key, if one is asked for; a CORS preflight never carries any."""
-        if not self._api_keys or _is_preflight(scope):
+    def _shows_key(self, scope: Scope) -> bool:
+        """Whether it shows a key, if one is asked for."""
+        if not self._api_keys:
             return True
         matches = [
             hmac.compare_digest(key, known)
@@ -158,7 +158,10 @@ class Gateway:
 
 
 def _is_preflight(scope: Scope) -> bool:
-    """Whether a browser asks if it may send a request (Fetch standard, "CORS-preflight")."""
+    """
+    Whether a browser asks if it may send a request (Fetch standard, "CORS-preflight"), which never
+    carries a key; what it asks is for the engine to say.
+    """
     fields = dict(scope["headers"])
     has_body = fields.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in fields
     asks = b"origin" in fields and b"access-control-request-method" in fields

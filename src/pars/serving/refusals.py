@@ -54,7 +54,7 @@ class Passage:
             elif self._content is not None:
                 second = _SecondAnswer(send)
                 await self._app(*repeated(scope, self._content, receive), second.send)
-                if second.fares_better_than(first):
+                if second.is_answer:
                     self._known.refuse(first.status)
                 else:
                     self._known.fail_alike()
@@ -169,12 +169,13 @@ class _SecondAnswer:
             self._text += message.get("body", b"")
         await self._send(message)
 
-    def fares_better_than(self, first: _FirstAnswer) -> bool:
-        """Whether the priority was what the first one was refused for."""
-        if 200 <= self._status < 400:
-            return not _is_error_event(self._text)
-        speaks_of_it = _names_priority(self._status, self._text.lower())
-        return self._status in REFUSED and first.names_priority and not speaks_of_it
+    @property
+    def is_answer(self) -> bool:
+        """
+        Whether the priority was what the first one was refused for: without it the request is
+        answered. An error that only speaks of priorities may echo what the client wrote.
+        """
+        return 200 <= self._status < 400 and not _is_error_event(self._text)
 
 
 def _is_error_event(text: bytes) -> bool:

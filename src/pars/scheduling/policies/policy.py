@@ -47,10 +47,12 @@ class Policy:
     One queue's order. A policy of your own derives from it and gives `place`.
 
     Attributes:
+        max_slowdown: Of the bound as a ratio; infinite where there is none.
         hears_engine: Places depend on what the engine is seen to do, and not on the request alone.
     """
 
     hears_engine: ClassVar[bool] = False
+    max_slowdown: float = math.inf
 
     def place(
         self,

@@ -14,7 +14,7 @@ from pars.errors import ParsError
 from pars.prove.workload.arrivals import at_rate
 from pars.prove.workload.contenders import Contender
 from pars.prove.workload.line import Line
-from pars.prove.workload.scores import Scores, Source, check_sources, sources_used
+from pars.prove.workload.scores import Scores, Scoring, Source, check_sources, sources_used
 from pars.prove.workload.workload import Workload, WorkloadRequest
 
 PROMPTS_A_CALL = 32  # when scoring: as many as a busy server would have at hand
@@ -101,13 +101,9 @@ def scores_for(options: BenchOptions, workload: Workload) -> dict[str, Scores]:
     """For each ranker, or scores of another system, that a policy orders by."""
     # Each request is one message: what its conversation was, no gateway can see, and no model.
     knows_notes = GATEWAY not in options.policies and not options.own_eos
+    how = Scoring(knows_notes=knows_notes, prompts_a_call=PROMPTS_A_CALL, num_threads=1)
     return {
-        known: source.scores(
-            workload.requests,
-            knows_notes=knows_notes,
-            prompts_a_call=PROMPTS_A_CALL,
-            num_threads=1,
-        )
+        known: source.scores(workload.requests, how)
         for known, source in sources_used(options.contenders, options.sources).items()
     }
 

@@ -27,7 +27,7 @@ from pars.prove.engine.step_time import EnginePreset
 from pars.prove.report.points import Point, simulated
 from pars.prove.report.times import REQUESTS_FILE, ResultWriter, read_result
 from pars.prove.workload.contenders import Contender
-from pars.prove.workload.scores import Source, check_sources, sources_used
+from pars.prove.workload.scores import Scoring, Source, check_sources, sources_used
 from pars.prove.workload.workload import Header, WorkloadRequest, open_workload
 from pars.scheduling.demand import Calibration
 
@@ -253,7 +253,7 @@ def _check_same(folder: Path, old: Any, new: dict[str, Any]) -> None:
 def _score(plan: SweepPlan, known: str, done: Progress) -> Calibration:
     """One source's scores of all requests into a file, once for all its points."""
     _, requests = open_workload(plan.workload)
-    scores = plan.used[known].scores(requests, done=done)
+    scores = plan.used[known].scores(requests, Scoring(done=done))
     with written_whole(plan.scores_file(known)) as file:
         np.save(file, scores.values)
     return scores.calibration

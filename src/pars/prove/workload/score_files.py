@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from pars.errors import DataError
-from pars.prove.workload.scores import PROMPTS_A_CALL, Progress, Scores
+from pars.prove.workload.scores import AS_USUAL, Scores, Scoring
 from pars.prove.workload.workload import WorkloadRequest
 from pars.request.conversation import message_of
 from pars.scheduling.demand import Calibration
@@ -34,22 +34,14 @@ class FileSource:
     def __str__(self) -> str:
         return str(self.path)
 
-    def scores(
-        self,
-        requests: Iterable[WorkloadRequest],
-        *,
-        knows_notes: bool = True,
-        prompts_a_call: int = PROMPTS_A_CALL,
-        num_threads: int | None = None,
-        done: Progress = lambda _: None,
-    ) -> Scores:
+    def scores(self, requests: Iterable[WorkloadRequest], how: Scoring = AS_USUAL) -> Scores:
         """Each request's, by its id or its prompt."""
         known = _Table.read(self.path)
         values: list[float] = []
         rest = iter(requests)
-        while some := list(islice(rest, prompts_a_call)):
+        while some := list(islice(rest, how.prompts_a_call)):
             values += map(known.value_of, some)
-            done(len(some))
+            how.done(len(some))
         is_tokens = known.value_name == "expected_tokens"
         of = Calibration.of_tokens if is_tokens else Calibration.of_scores
         facts = {"file": str(self.path), "rows": len(known.values)}

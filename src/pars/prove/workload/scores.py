@@ -50,26 +50,33 @@ class Scores:
     facts: Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """
+    How to score.
+
+    Attributes:
+        knows_notes: Whether what came before a message may be known.
+        prompts_a_call: How many prompts a ranker is shown at once.
+        num_threads: Of a ranker folder's passes; None: as many as gain.
+        done: Is told how many more requests have their score.
+    """
+
+    knows_notes: bool = True
+    prompts_a_call: int = PROMPTS_A_CALL
+    num_threads: int | None = None
+    done: Progress = lambda _: None
+
+
+AS_USUAL = Scoring()
+
+
 class Source(Protocol):
     """Where scores come from."""
 
-    def scores(
-        self,
-        requests: Iterable[WorkloadRequest],
-        *,
-        knows_notes: bool = True,
-        prompts_a_call: int = PROMPTS_A_CALL,
-        num_threads: int | None = None,
-        done: Progress = lambda _: None,
-    ) -> Scores:
+    def scores(self, requests: Iterable[WorkloadRequest], how: Scoring = AS_USUAL) -> Scores:
         """
         The scores of the requests.
-
-        Args:
-            knows_notes: Whether what came before a message may be known.
-            prompts_a_call: How many prompts a ranker is shown at once.
-            num_threads: Of a ranker folder's passes; None: as many as gain.
-            done: Is told how many more requests have their score.
 
         Raises:
             ParsError: a request has no prompt or no score, or a score is no finite number.
@@ -86,35 +93,27 @@ class RankerSource:
     def __str__(self) -> str:
         return _name(self.ranker)
 
-    def scores(
-        self,
-        requests: Iterable[WorkloadRequest],
-        *,
-        knows_notes: bool = True,
-        prompts_a_call: int = PROMPTS_A_CALL,
-        num_threads: int | None = None,
-        done: Progress = lambda _: None,
-    ) -> Scores:
+    def scores(self, requests: Iterable[WorkloadRequest], how: Scoring = AS_USUAL) -> Scores:
         """Each prompt's, by the ranker; the first call, which sets it up, is not timed."""
         scorer = self.ranker
         if isinstance(scorer, str | Path):
-            scorer = load_scorer(scorer, num_threads=num_threads)
+            scorer = load_scorer(scorer, num_threads=how.num_threads)
         name, took_s = str(self), 0.0
         parts: list[NDArray[np.float64]] = []
         rest = iter(requests)
-        while some := list(islice(rest, prompts_a_call)):
-            prompts = as_read(list(_prompts(some)), knows_notes)
+        while some := list(islice(rest, how.prompts_a_call)):
+            prompts = as_read(list(_prompts(some)), how.knows_notes)
             if not parts:
                 scored_offline(scorer, prompts[:1], name)  # sets it up
             began_s = time.perf_counter()
             parts.append(scored_offline(scorer, prompts, name))
             took_s += time.perf_counter() - began_s
-            done(len(some))
+            how.done(len(some))
         values = np.concatenate(parts) if parts else np.empty(0)
         facts = {
             "folder": name,
             "scoring_ms_per_prompt": round(1000 * took_s / max(1, len(values)), 4),
-            "prompts_a_scoring_call": prompts_a_call,
+            "prompts_a_scoring_call": how.prompts_a_call,
         }
         return Scores(values, calibration_of(scorer, values), took_s, facts)
 
@@ -129,15 +128,7 @@ class ArraySource:
     def __str__(self) -> str:
         return self.name
 
-    def scores(
-        self,
-        requests: Iterable[WorkloadRequest],
-        *,
-        knows_notes: bool = True,
-        prompts_a_call: int = PROMPTS_A_CALL,
-        num_threads: int | None = None,
-        done: Progress = lambda _: None,
-    ) -> Scores:
+    def scores(self, requests: Iterable[WorkloadRequest], how: Scoring = AS_USUAL) -> Scores:
         """As they are, checked."""
         count = sum(1 for _ in requests)
         try:
@@ -151,7 +142,7 @@ class ArraySource:
         if not np.isfinite(values).all():
             row = int(np.flatnonzero(~np.isfinite(values))[0])
             raise ParsError(f"scores {self.name}: number {row + 1} is {values[row]}: want finite")
-        done(count)
+        how.done(count)
         facts = {"rows": count}
         return Scores(values, Calibration.of_scores(values.tolist()), 0.0, facts)
 

@@ -18,7 +18,7 @@ test: lint engine $(VENV)/.test ## every test, on real torch and a real vLLM
 	$(VENV)/bin/python -m pytest -m 'not sglang and not llamacpp and not monitoring'
 
 check: lint ## the daily loop, a minute: style, types, what needs neither torch nor vLLM nor seconds
-	$(VENV)/bin/python -m pytest -q --numprocesses auto -m 'not engine and not sglang and not llamacpp and not monitoring and not torch'
+	$(VENV)/bin/python -m pytest -q --numprocesses auto -m 'not engine and not sglang and not llamacpp and not monitoring and not torch and not slow'
 
 lint: $(VENV)/.test ## style and types
 	$(VENV)/bin/ruff format --check

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from gateways import connect, exchange, get, is_eof, post, read_all, read_head, read_until
-from pars.serving.client_protocol import MAX_OVERHEAD_BYTES, ClientProtocol
+from pars.serving.client_protocol import MAX_OVERHEAD_BYTES, MOST_PIPELINED, ClientProtocol
 
 from serving import DEADLINE_S, eventually, serve_in_thread
 
@@ -116,6 +116,17 @@ def test_a_head_that_is_too_large_is_told_so() -> None:
     with served() as (url, _):
         came = exchange(url, b"GET / HTTP/1.1\r\nX: " + b"x" * (MAX_OVERHEAD_BYTES + 20_000))
     assert came.startswith(b"HTTP/1.1 431 ")
+
+
+def test_requests_before_their_turn_have_a_largest_number() -> None:
+    """Those that came before it are answered, then the client hears why there are no more."""
+    request = b"GET /echo HTTP/1.1\r\nHost: x\r\n\r\n"
+    with served() as (url, app), connect(url) as client:
+        client.sendall(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n" + request * (MOST_PIPELINED + 1))
+        app.may_go_on.set()
+        answers = read_all(client)
+    assert answers.count(b"HTTP/1.1 200 ") == MOST_PIPELINED + 1
+    assert answers.endswith(b"too many requests that were sent before their turn")
 
 
 def test_a_body_has_no_largest_size_of_its_chunks() -> None:

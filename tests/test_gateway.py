@@ -542,6 +542,60 @@ def test_a_preflight_needs_no_key_and_nothing_else_passes_as_one(tmp_path: Path)
     assert [asked.method for asked in engine.asked] == ["OPTIONS"]
 
 
+def test_a_preflight_carries_no_key_of_ours(tmp_path: Path) -> None:
+    """Who shows no key must not have the upstream see one; other requests bring it along."""
+    engine = FakeEngine()
+    preflight = {"origin": "https://app.example", "access-control-request-method": "POST"}
+    with (
+        engine.served() as up,
+        gateway_to(up, tmp_path, settings={"api_keys": "one"}, upstream={"api_key": "inner"}) as (
+            url,
+            _,
+        ),
+    ):
+        httpx.options(url + COMPLETIONS, headers=preflight)
+        httpx.get(url + "/v1/models", headers={"x-api-key": "one"})
+    keys = [dict(asked.headers).get(b"authorization") for asked in engine.asked]
+    assert keys == [None, b"Bearer inner"]
+
+
+def test_a_preflight_shows_no_key_on_our_own_pages(tmp_path: Path) -> None:
+    """What it may ask of the engine it may not of /pars/now."""
+    preflight = {"origin": "https://app.example", "access-control-request-method": "POST"}
+    with (
+        FakeEngine().served() as up,
+        gateway_to(up, tmp_path, settings={"api_keys": "one"}) as (url, _),
+    ):
+        assert httpx.options(f"{url}/pars/now", headers=preflight).status_code == 401
+
+
+def test_names_that_are_no_text_leave_the_pages_readable(tmp_path: Path) -> None:
+    """JSON can spell half a surrogate pair, as a model's or a request's name."""
+    body = b'{"prompt": "x", "model": "\\ud800", "request_id": "\\udfff"}'
+    with FakeEngine().served() as up, gateway_to(up, tmp_path) as (url, _):
+        assert httpx.post(url + COMPLETIONS, content=body).status_code == 200
+        asks_openmetrics = {"accept": "application/openmetrics-text"}
+        assert httpx.get(f"{url}/pars/metrics", headers=asks_openmetrics).status_code == 200
+        assert httpx.get(f"{url}/pars/metrics").status_code == 200
+        assert httpx.get(f"{url}/pars/now").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1//completions", "/v1/completions/", "/v1/completions;a=b", "/v1/./completions"]
+)
+def test_another_spelling_of_a_path_is_scored_too(tmp_path: Path, path: str) -> None:
+    """A server in between may take it for the plain one, and a client's own priority with it."""
+    engine = FakeEngine()
+    body = {"prompt": "x", "priority": -999}
+    with (
+        engine.served() as up,
+        gateway_to(up, tmp_path, settings={"engine": "vllm-body"}) as (url, app),
+    ):
+        exchange(url, post(path, json.dumps(body).encode(), "Connection: close"))
+        assert counted(app, "pars_decisions_total", outcome="scored") == 1
+    assert b"-999" not in engine.asked[-1].body
+
+
 def test_shutdown_lets_streams_finish(tmp_path: Path) -> None:
     """A stream that runs when the gateway is told to stop arrives whole."""
     release = threading.Event()

@@ -305,6 +305,24 @@ def test_a_client_s_own_400_comes_as_it_is(
     assert engine.generations[-1] is not None
 
 
+@pytest.mark.parametrize("engine_name", ["vllm", "vllm-body"])
+def test_a_client_s_own_priority_turns_no_ordering_off(tmp_path: Path, engine_name: str) -> None:
+    """One that the engine would refuse never gets there, so the others keep their places."""
+
+    def strict(priority: int | None, fields: dict[str, Any]) -> Reply:
+        if not isinstance(fields.get("priority", 0), int):
+            return 400, JSON, b'{"error":{"message":"body.priority: want an integer"}}'
+        return obliging(priority, fields)
+
+    engine = Engine(version={"version": "0.32.0"})
+    engine.answer = strict
+    with before(engine, tmp_path, engine_name) as (url, app):
+        assert asked(url, priority="x").is_success
+        assert asked(url).is_success
+        assert counted(app, "pars_priority_refusals_total") == 0
+    assert None not in engine.generations
+
+
 def test_a_client_s_own_fault_behind_a_refusal_is_what_it_hears(tmp_path: Path) -> None:
     """The engine refuses the priority first; without it the client's own fault comes to light."""
     engine = Engine(version={"version": "0.9.2"})

@@ -56,7 +56,16 @@ def test_refused_connection_is_502(tmp_path: Path) -> None:
     with gateway_to("http://127.0.0.1:1", tmp_path) as (url, app):
         answer = httpx.post(url + COMPLETIONS, json=ASK)
         assert error_code(answer) == (502, "upstream_unreachable")
+        assert "127.0.0.1" not in answer.text  # where it is concerns no client
         assert counted(app, "pars_upstream_failures_total", code="upstream_unreachable") == 1
+
+
+def test_a_path_forges_no_line_of_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Line breaks and escape sequences in it are shown as what they are."""
+    with gateway_to("http://127.0.0.1:1", tmp_path) as (url, _):
+        httpx.get(url + "/a%0Aforged%1B%5B31m")
+    [line] = [it.getMessage() for it in caplog.records if "forged" in it.getMessage()]
+    assert line.startswith(r"GET /a\nforged\x1b[31m: ")
 
 
 def test_silence_is_504(tmp_path: Path) -> None:

@@ -89,6 +89,66 @@ def test_a_client_that_leaves_frees_its_place(tmp_path: Path) -> None:
         assert pool is not None
 
 
+def test_one_whose_body_is_too_large_to_read_frees_its_place_too(tmp_path: Path) -> None:
+    """It waits as the others do, and its bytes count as long as it is there."""
+    engine = Engine(slots=1)
+    bounds = {"max_body_bytes": 1000, "max_held_bytes": 10_000_000}
+    with before(engine, tmp_path, **bounds) as (url, app), ThreadPoolExecutor(8) as pool:
+        asked = []
+        for number in range(2):
+            asked.append(pool.submit(ask, url, "x"))
+            arrived(app, number + 1)
+        client = connect(url)
+        body = json.dumps({"prompt": "x" * 3_000_000}).encode()
+        head = b"POST %s HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n"
+        client.sendall(head % (PATH.encode(), len(body)) + body)
+        eventually(lambda: app.queue.num_waiting == 1)
+        refused = ask(url, "x" * 3_000_000)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "queue_full")
+        client.close()
+        eventually(lambda: app.queue.num_waiting == 0)
+        last = pool.submit(ask, url, "x" * 3_000_000)
+        eventually(lambda: app.queue.num_waiting == 1)
+        engine.finish(3)
+        assert all(it.result().is_success for it in [*asked, last])
+    assert [len(it) for it in engine.prompts] == [1, 1, 3_000_000]
+
+
+def test_a_limit_on_one_caller_holds_nobody_else_up(tmp_path: Path) -> None:
+    """A caller who asks for too much gets a 429 from the engine; the others go on meanwhile."""
+    engine = Engine()
+    engine.limited = {"greedy"}
+    with before(engine, tmp_path) as (url, app), ThreadPoolExecutor(8) as pool:
+        first = pool.submit(ask, url, "x", "modest")
+        arrived(app, 1)
+        limited = pool.submit(ask, url, "x", "greedy")
+        eventually(lambda: counted(app, "pars_held_sent_back_total") == 1)
+        second = pool.submit(ask, url, "x", "modest")
+        engine.finish(2)
+        assert first.result().is_success
+        assert second.result().is_success
+        assert (app.queue.num_waiting, limited.done()) == (1, False)
+        engine.limited = set()
+        engine.finish(1)
+        assert limited.result().is_success
+
+
+def test_a_limit_that_all_meet_is_the_engine_s(tmp_path: Path) -> None:
+    """Two callers are sent back, and nobody is answered between: nothing is sent for so long."""
+    engine = Engine()
+    engine.limited = {"one", "other"}
+    with before(engine, tmp_path) as (url, app), ThreadPoolExecutor(8) as pool:
+        first = pool.submit(ask, url, "x", "third")
+        arrived(app, 1)
+        asked = [pool.submit(ask, url, "x", key) for key in ("one", "other")]
+        eventually(lambda: counted(app, "pars_held_sent_back_total") == 2)
+        [replica] = app.queue.replicas
+        eventually(lambda: replica.paused_until_s > 0)
+        engine.limited = set()
+        engine.finish(3)
+        assert all(it.result().is_success for it in [first, *asked])
+
+
 def test_a_busy_engine_costs_no_client_an_error(tmp_path: Path) -> None:
     """It sends three back with a 503: they are sent again, in their order."""
     engine = Engine()
@@ -112,7 +172,9 @@ def test_a_full_queue_says_so_as_openai_does(tmp_path: Path) -> None:
         engine.finish(3)
         assert all(it.result().is_success for it in asked)
     assert (refused.status_code, refused.headers["retry-after"]) == (429, "5")
-    assert refused.json()["error"]["code"] == "queue_full"
+    error = refused.json()["error"]
+    assert error["code"] == "queue_full"
+    assert "1 requests wait already" in error["message"]
 
 
 @pytest.mark.parametrize(

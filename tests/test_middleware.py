@@ -590,7 +590,8 @@ def test_no_body_breaks_it(tmp_path: Path, path: str, body: bytes, engine: str) 
     assert len(bench.app.bodies) == 1
     if bench.app.priority is not None:
         assert abs(bench.app.priority) < 2**63
-    if bench.count("undecodable") or ENGINES[engine].wants_header(path):
+    has_own = b'"priority"' in body
+    if bench.count("undecodable") or (ENGINES[engine].wants_header(path) and not has_own):
         assert bench.app.bodies == [body]
     if engine == "none" and b"priority" not in body:
         assert bench.app.bodies == [body]

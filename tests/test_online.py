@@ -15,7 +15,9 @@ import pytest
 from click.testing import CliRunner
 
 from pars.cli.main import commands
+from pars.errors import ParsError
 from pars.learn.evaluation.online import evaluate_online
+from pars.ranking.online.forgetting import forget_caller
 from pars.ranking.online.model import Callers, OnlineModel
 from pars.ranking.online.ranker import Gauge, OnlineRanker
 from pars.ranking.online.reading import NUM_SLOTS, Reader
@@ -426,3 +428,47 @@ def test_a_log_that_is_too_short_is_refused(tmp_path: Path):
 
     assert done.returncode == 2
     assert "has 5 rows; a replay needs 20 or more" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["lock", "forgotten"])
+def test_what_is_written_follows_no_link(tmp_path: Path, name: str):
+    """Whoever may write to the folder cannot have us overwrite a file elsewhere."""
+    precious = tmp_path / "precious"
+    precious.write_text("kept")
+    folder = tmp_path / "state"
+    state = State(folder)
+    (folder / name).symlink_to(precious)
+
+    with pytest.raises(ParsError, match="symbolic link"):
+        forget_caller(folder, "sk-1")
+    if name == "lock":
+        with pytest.raises(OSError, match="symbolic link"):
+            state.snapshot(OnlineModel())
+
+    assert precious.read_text() == "kept"
+
+
+@pytest.mark.parametrize("name", ["model.npz", "learned-1-abcd.log", "forgotten"])
+def test_a_pipe_in_the_folder_is_not_waited_for(tmp_path: Path, name: str):
+    """It is no file of ours, and costs what a damaged one does."""
+    os.mkfifo(tmp_path / name)
+
+    assert State(tmp_path).load().num_learned == 0
+
+
+def test_a_pipe_for_a_secret_is_an_error_and_no_wait(tmp_path: Path):
+    """The start says what is wrong."""
+    os.mkfifo(tmp_path / "secret")
+
+    with pytest.raises(ParsError, match="not a regular file"):
+        State(tmp_path)
+
+
+def test_what_is_learned_is_for_its_owner_only(tmp_path: Path):
+    """Each file, whatever the umask is."""
+    state = State(tmp_path)
+    ranker = taught(state, 3)
+    state.snapshot(ranker.model)
+
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    assert set(modes.values()) == {0o600}, modes

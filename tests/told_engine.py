@@ -21,11 +21,13 @@ class Engine:
     Attributes:
         prompts: Of the requests that it got, in their order.
         busy: It sends so many requests back with a 503.
+        limited: Callers' keys that get a 429, which asks them to come again in a second.
     """
 
     def __init__(self, slots: int | None = None) -> None:
         self.prompts: list[str] = []
         self.busy = 0
+        self.limited: set[str] = set()
         self.gone: list[str] = []
         self.slots = slots
         self._may_end = threading.Semaphore(0)
@@ -39,7 +41,11 @@ class Engine:
         while request := read_request(connection):
             head, _, body = request.partition(b"\r\n\r\n")
             if head.startswith(b"POST "):
-                self._generate(connection, json.loads(body))
+                key = head.lower().partition(b"x-api-key: ")[2].split(b"\r\n")[0].decode()
+                if key in self.limited:
+                    connection.sendall(answer(429, {"error": "limit"}, b"retry-after: 1\r\n"))
+                else:
+                    self._generate(connection, json.loads(body))
             elif head.startswith(b"GET /props ") and self.slots is not None:
                 connection.sendall(answer(200, {"total_slots": self.slots}))
             else:
@@ -73,6 +79,7 @@ def answer(status: int, value: Any, more: bytes = b"") -> bytes:
     return head % (status, more, len(body)) + body
 
 
-def ask(url: str, prompt: str) -> httpx.Response:
+def ask(url: str, prompt: str, key: str = "") -> httpx.Response:
     body = {"prompt": prompt, "max_tokens": 1000}
-    return httpx.post(url + PATH, json=body, timeout=DEADLINE_S, trust_env=False)
+    headers = {"x-api-key": key} if key else {}
+    return httpx.post(url + PATH, json=body, headers=headers, timeout=DEADLINE_S, trust_env=False)

@@ -7,6 +7,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+from pars.files import read_regular
 from pars.outcomes.records import KEY_FILE
 
 log = logging.getLogger("vllm.pars" if "vllm" in sys.modules else "pars")  # vLLM shows its own
@@ -27,7 +28,7 @@ def folder_key(folder: Path) -> bytes:
                 file.write(secrets.token_hex(32))
             with suppress(FileExistsError):  # another process was faster
                 path.hardlink_to(new)
-        key = bytes.fromhex(path.read_text())
+        key = bytes.fromhex(read_regular(path).decode("ascii"))
         if len(key) == 32:
             return key
         problem = "is not 64 hexadecimal digits"

@@ -136,6 +136,8 @@ class Learner:
             self._state = State(folder)
             self.ranker = OnlineRanker(self._state.secret, self._state.load())
             self.folder = folder
+            if self._state.is_open_to_others:
+                log.warning("%s: others may write there, and so spoil what is learned", folder)
         except (ParsError, OSError) as error:
             self._state = None
             self._metrics.failures.inc()

@@ -11,8 +11,10 @@ so a whole conversation would show them only its system prompt, which is the sam
 of an application and says nothing.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from posixpath import normpath
 from typing import Any
 
 from pydantic_core import SchemaValidator, ValidationError, core_schema
@@ -28,6 +30,9 @@ DECISION_TOKENS = 8  # of a structured decision: a label
 UNTIL_FULL_TOKENS = 8192  # taken for an answer that only the model's context ends
 MOST_PROMPTS = 64  # of a list that are told apart; the rest count together
 MOST_MESSAGES = 512  # the newest of a conversation, in which its note and its question are sought
+
+_ODD_SPELLING = re.compile(r"//|/\.|/$|;")
+_PATH_PARAMETERS = re.compile(r";[^/]*")  # RFC 3986, section 3.3; Java's servers take them out
 
 # As vLLM's and SGLang's own models (pydantic, lax mode) take a number or a switch.
 _AS_INT = SchemaValidator(core_schema.int_schema())
@@ -122,7 +127,13 @@ def head_and_tail(text: str, max_chars: int) -> str:
 
 
 def reader_of(path: str) -> "Reader | None":
-    """The reader for `path`, under any root path or prefix (`/team-a/v1/completions`)."""
+    """
+    The reader for `path`, under any root path or prefix (`/team-a/v1/completions`).
+
+    A path that a server in between may take for such a one (`/v1//completions/`) is one, too.
+    """
+    if _ODD_SPELLING.search(path):
+        path = normpath(_PATH_PARAMETERS.sub("", path))
     for suffix, reader in READERS.items():
         if path.endswith(suffix):
             return reader

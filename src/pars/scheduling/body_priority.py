@@ -126,13 +126,19 @@ def _members(text: str) -> Iterator[Member]:
     while text[at : at + 1] != "}":
         begin = at
         key, at = _DECODER.raw_decode(text, at)
-        start = _after_space(text, _after_space(text, at) + 1)  # past the colon
+        start = _after_space(text, _past(":", text, at))
         _, at = _DECODER.raw_decode(text, start)
         yield key, begin, start, at
         at = _after_space(text, at)
-        if text[at : at + 1] != ",":
-            return
-        at = _after_space(text, at + 1)
+        if text[at : at + 1] != "}":
+            at = _after_space(text, _past(",", text, at))
+
+
+def _past(mark: str, text: str, at: int) -> int:
+    at = _after_space(text, at)
+    if text[at : at + 1] != mark:
+        raise ValueError("the body is not a JSON object")
+    return at + 1
 
 
 def _overwritten(text: str, spans: list[tuple[int, int]], value: str) -> bytes:
@@ -214,6 +220,11 @@ def _before_space(body: bytes, end: int) -> int:
 def _after_space_of_bytes(body: bytes, at: int) -> int:
     match = _SPACE_OF_BYTES.match(body, at)
     return match.end() if match else at
+
+
+def may_append(beginning: bytes) -> bool:
+    """Whether a body that begins so is one that `PriorityAppender` understands."""
+    return json.detect_encoding(beginning[:4]).startswith("utf-8")
 
 
 class PriorityAppender:

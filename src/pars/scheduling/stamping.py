@@ -15,8 +15,13 @@ def stamped(
 ) -> tuple[Scope, Receive]:
     """The request with its priority where the engine looks for it."""
     if engine.wants_header(scope["path"]):
+        if body.outcome is None:
+            # Its own field would not count, but a bad one is an error that speaks of priorities.
+            scope, receive = unstamped(scope, body, receive)
+        else:
+            receive = body.replay(receive)
         headers = [*scope["headers"], (PRIORITY_HEADER, b"%d" % priority)]
-        return {**scope, "headers": headers}, body.replay(receive)
+        return {**scope, "headers": headers}, receive
     if body.outcome is None:
         with suppress(ValueError):  # no JSON object: the engine will say so
             added = body.replace(with_priority(body.content(), priority))

@@ -92,4 +92,7 @@ async def beside_loop(num_bytes: int, do: Callable[..., _T], *arguments: Any) ->
 
 def _name(fields: dict[str, Any], field: str) -> str | None:
     value = fields.get(field)
-    return value[:MAX_NAME_CHARS] if isinstance(value, str) else None
+    if not isinstance(value, str):
+        return None
+    # A lone surrogate, which JSON can spell, is no text that pages and logs can hold.
+    return value[:MAX_NAME_CHARS].encode("utf-8", "replace").decode("utf-8")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pars.errors import ParsError, one_line
-from pars.files import written_whole
+from pars.files import read_regular, written_whole
 from pars.request.body import Receive, Scope, Send
 from pars.scheduling.policies.fcfs import FCFS
 from pars.scheduling.policies.policy import Policy
@@ -87,12 +87,12 @@ class Control:
         if self._folder is None:
             return
         try:
-            kept = json.loads((self._folder / KEPT_FILE).read_text(encoding="utf-8"))
+            kept = json.loads(read_regular(self._folder / KEPT_FILE))
             await self._carry_out(self._state | self._checked(kept))
             log.warning("as an operator has set it: %s", json.dumps(self._state))
         except FileNotFoundError:
             return
-        except (OSError, ValueError, ParsError) as error:
+        except (OSError, ValueError, RecursionError, ParsError) as error:
             log.error("%s is left out: %s", self._folder / KEPT_FILE, one_line(error))
 
     def _checked(self, asked: Any) -> State:
@@ -139,7 +139,7 @@ class Control:
         if self._folder is None:
             raise ParsError("keep: this gateway has no state folder (--state)")
         try:
-            with written_whole(self._folder / KEPT_FILE) as file:
+            with written_whole(self._folder / KEPT_FILE, is_private=True) as file:
                 file.write(json.dumps(self._state).encode())
         except OSError as error:
             raise ParsError(f"{self._folder}: {error.strerror or error}") from error

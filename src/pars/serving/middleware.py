@@ -27,8 +27,18 @@ from pars.outcomes.worth_metrics import WorthMetrics
 from pars.outcomes.worth_watch import WorthWatch
 from pars.outcomes.writer import OutcomeWriter
 from pars.ranking.live_ranker import LiveRanker
-from pars.request.body import ASGIApp, ByteBudget, HeldBody, Message, Receive, Scope, Send
+from pars.request.body import (
+    TOO_MUCH,
+    ASGIApp,
+    ByteBudget,
+    HeldBody,
+    Message,
+    Receive,
+    Scope,
+    Send,
+)
 from pars.request.prompts import reader_of
+from pars.scheduling.body_priority import may_append
 from pars.scheduling.engines import ENGINES, Engine, engine_of_host, scheduling_policy
 from pars.scheduling.stamping import stamped, unstamped, without
 from pars.scheduling.trust import WISH_HEADERS
@@ -38,7 +48,10 @@ from pars.serving.known_engine import KnownEngine
 from pars.serving.placing import Placing
 from pars.serving.prediction import Predictor
 from pars.serving.refusals import Passage
+from pars.serving.replies import send_error
 from pars.serving.settings import Settings, unknown_variables
+
+NOT_UTF8 = "a large body must be UTF-8 (RFC 8259, section 8.1): this one has another encoding"
 
 # vLLM shows what its own loggers say, so that is where to speak inside it.
 log = logging.getLogger("vllm.pars" if "vllm" in sys.modules else "pars")
@@ -125,6 +138,10 @@ class PriorityMiddleware:
         with HeldBody(self.byte_budget, self.settings.max_body_bytes) as body:
             await body.take(receive)
             engine = self.known.engine
+            is_appended = body.outcome in TOO_MUCH and not engine.wants_header(scope["path"])
+            if is_appended and not may_append(body.content()):
+                await send_error(send, 415, "unsupported_encoding", NOT_UTF8)
+                return
             if engine.takes_priority or self.holds():
                 client = scope.get("client")
                 peer = client[0] if client else None

@@ -58,7 +58,7 @@ class Passage:
                     self._known.refuse(first.status)
                 else:
                     self._known.fail_alike()
-            elif first.names_priority:
+            elif first.names_priority and not self._known.engine.takes_header:
                 self._known.refuse(first.status)
                 why = "the engine refused the priority that was set for this request; repeat it"
                 await send_error(send, UNAVAILABLE, "priority_refused", why)

@@ -13,6 +13,7 @@ from typing import Self
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from pars.errors import one_line
 from pars.request.body import Message, Receive, Scope, Send
 from pars.request.prompts import reader_of
 from pars.serving.answer import UpstreamError
@@ -103,7 +104,7 @@ class Relay:
         except UpstreamError as error:
             self._metrics.failures.labels(error.code).inc()
             self._on_failure(error)
-            log.warning("%s %s: %s", scope["method"], scope["path"], error)
+            log.warning("%s %s: %s", scope["method"], one_line(scope["path"]), error)
             if not answer.has_started:
                 raise
         finally:

@@ -12,6 +12,9 @@ frames a body, and Host, are always made here, from what is really sent.
 """
 
 import asyncio
+import os
+import socket
+import ssl
 from collections.abc import AsyncIterable, Callable
 from copy import copy
 from typing import Self
@@ -82,6 +85,11 @@ class Upstream:
     def url(self) -> str:
         """Where it is, for people."""
         return self._address.shown
+
+    @property
+    def has_own_key(self) -> bool:
+        """Whether it is asked with a key of ours, and so sees one caller only."""
+        return bool(self._replaced & KEY_FIELDS)
 
     @property
     def has_proxy(self) -> bool:
@@ -215,7 +223,8 @@ class Upstream:
                 lower = lower.replace(b"_", b"-")
             if lower not in self._replaced:
                 lines.append(b"%s: %s" % (name, value))
-        lines += self._own_fields
+        # A preflight comes without a client's key (Fetch standard), so it gets none of ours.
+        lines += self._address.proxy_fields if method == "OPTIONS" else self._own_fields
         if length is not None:
             lines.append(b"Content-Length: %d" % length)
         elif isinstance(body, AsyncIterable):
@@ -249,8 +258,15 @@ def _length(headers: Headers) -> int | None:
 
 
 def _reason(error: BaseException) -> str:
+    """In words, without the address: clients, who may read it, need not know that."""
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return "its certificate is not trusted"
     if isinstance(error, aiohttp.ClientConnectorError):
         inner = error.os_error
-        return inner.strerror or str(inner) or type(inner).__name__
+        if isinstance(inner, socket.gaierror):
+            return "its name is not known"
+        if isinstance(inner, ssl.SSLError) or not inner.errno:
+            return inner.strerror or type(inner).__name__
+        return os.strerror(inner.errno)
     message = getattr(error, "message", "") or str(error) or type(error).__name__
     return str(message).strip().split("\n")[0].strip(" :")[:200]

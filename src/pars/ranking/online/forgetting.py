@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from pars.errors import ParsError
-from pars.files import written_whole
+from pars.files import opened_regular, read_regular, written_whole
 from pars.ranking.online.model import OnlineModel
 from pars.ranking.online.reading import NUM_DENSE, slots_of_facts
 from pars.ranking.online.state import FORGOTTEN, HEAD, SECRET_BYTES, records_in
@@ -34,16 +34,16 @@ def forget_caller(folder: Path, caller: str) -> int:
         ParsError: nothing was learned in the folder, or a file cannot be written.
     """
     try:
-        secret = (folder / "secret").read_bytes()
+        secret = read_regular(folder / "secret")
         if len(secret) < SECRET_BYTES:
             raise FileNotFoundError
         his = slots_of_facts(secret, [f"{name}={caller}" for name in NAMES])
-        with (folder / "lock").open("w") as lock:
+        with opened_regular(folder / "lock", "wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             wiped, num_answers = set(his), 0
             for log in folder.glob("learned-*.log"):
                 num_answers += _wipe_log(log, set(his), wiped)
-            with (folder / FORGOTTEN).open("ab") as file:
+            with opened_regular(folder / FORGOTTEN, "ab") as file:
                 file.write(np.array(sorted(wiped), "<u4").tobytes())
             _wipe_snapshot(folder, wiped)
     except FileNotFoundError:
@@ -56,7 +56,7 @@ def forget_caller(folder: Path, caller: str) -> int:
 def _wipe_log(log: Path, his: set[int], wiped: set[int]) -> int:
     """Overwrite his records with zeros, which are no record; a server may append meanwhile."""
     num_answers = 0
-    with log.open("r+b") as file:
+    with opened_regular(log, "r+b") as file:
         for learned, end in records_in(file.read()):
             reading = learned.reading
             facts_end = reading.num_text + reading.num_facts
@@ -75,7 +75,7 @@ def _wipe_snapshot(folder: Path, slots: Iterable[int]) -> None:
     if not path.exists():
         return
     try:
-        stored = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
+        stored = np.load(io.BytesIO(read_regular(path)), allow_pickle=False)
         note = json.loads(stored["note"].tobytes())
         model = OnlineModel.of({name: stored[name] for name in stored.files if name != "note"})
     except Exception:  # damaged or of another version: nobody loads it, and his part goes with it
@@ -84,5 +84,5 @@ def _wipe_snapshot(folder: Path, slots: Iterable[int]) -> None:
     model.forget(np.fromiter(slots, np.int64))
     note["forgotten"] = (folder / FORGOTTEN).stat().st_size
     told = np.frombuffer(json.dumps(note).encode(), np.uint8)
-    with written_whole(path) as file:
+    with written_whole(path, is_private=True) as file:
         np.savez(file, note=told, **model.arrays())  # type: ignore[arg-type]

@@ -18,6 +18,7 @@ import fcntl
 import json
 import os
 import secrets
+import stat
 import struct
 import time
 import zlib
@@ -29,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pars.errors import ParsError
-from pars.files import written_whole
+from pars.files import opened_regular, read_regular, written_whole
 from pars.ranking.online.model import OnlineModel
 from pars.ranking.online.reading import NUM_DENSE, NUM_SLOTS, Reading
 
@@ -88,11 +89,16 @@ class State:
         self._num_forgotten_bytes = 0  # of the file, as far as the model knows
         self._begin_log()
 
+    @property
+    def is_open_to_others(self) -> bool:
+        """Whether users other than the owner may write to the folder."""
+        return bool(self.folder.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH))
+
     def load(self) -> OnlineModel:
         """The snapshot and all logs since. Whatever is damaged is left out."""
         model = OnlineModel()
         try:
-            with (self.folder / "model.npz").open("rb") as file:
+            with opened_regular(self.folder / "model.npz", "rb") as file:
                 stored = np.load(file, allow_pickle=False)
                 arrays = {name: stored[name] for name in stored.files if name != "note"}
                 note = json.loads(stored["note"].tobytes())
@@ -124,7 +130,7 @@ class State:
         if not pending:
             return
         data = b"".join(pending)
-        with self._log.open("ab") as file:
+        with opened_regular(self._log, "ab") as file:
             file.write(data)
         self._read[self._log.name] = self._read.get(self._log.name, 0) + len(data)
         if self._read[self._log.name] > MAX_LOG_BYTES:
@@ -136,7 +142,7 @@ class State:
             if log == self._log:
                 continue
             try:
-                with log.open("rb") as file:
+                with opened_regular(log, "rb") as file:
                     file.seek(self._read.get(log.name, 0))
                     data = file.read(MAX_LOG_BYTES * 2)
             except OSError:
@@ -149,14 +155,14 @@ class State:
     def is_forgotten(self) -> bool:
         """Whether somebody has wiped the folder since."""
         try:
-            return (self.folder / "secret").read_bytes() != self.secret
+            return read_regular(self.folder / "secret") != self.secret
         except OSError:
             return True
 
     def forgotten_slots(self) -> NDArray[np.int64]:
         """Those of callers that were wiped since the last look."""
         try:
-            with (self.folder / FORGOTTEN).open("rb") as file:
+            with opened_regular(self.folder / FORGOTTEN, "rb") as file:
                 file.seek(self._num_forgotten_bytes)
                 data = file.read()
         except OSError:
@@ -172,7 +178,7 @@ class State:
         Raises:
             OSError: it cannot be written.
         """
-        with (self.folder / "lock").open("w") as lock:
+        with opened_regular(self.folder / "lock", "wb") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -180,7 +186,7 @@ class State:
             read = dict(self._read)
             told = {"format": FORMAT, "read": read, "forgotten": self._num_forgotten_bytes}
             note = json.dumps(told).encode()
-            with written_whole(self.folder / "model.npz") as file:
+            with written_whole(self.folder / "model.npz", is_private=True) as file:
                 np.savez(file, note=np.frombuffer(note, np.uint8), **model.arrays())  # type: ignore[arg-type]
             self._drop_logs(read)
         return True
@@ -189,14 +195,14 @@ class State:
         """Delete what the snapshot holds and nobody writes to, and what is too much."""
         sizes = []
         for log in self.folder.glob("learned-*.log"):
-            stat = log.stat()
-            is_settled = time.time() - stat.st_mtime > SETTLED_S
-            left = stat.st_size - read.get(log.name, 0)  # at most the start of a record
+            about = log.stat()
+            is_settled = time.time() - about.st_mtime > SETTLED_S
+            left = about.st_size - read.get(log.name, 0)  # at most the start of a record
             if log != self._log and is_settled and left < MAX_RECORD_BYTES:
                 log.unlink(missing_ok=True)
                 self._read.pop(log.name, None)
             else:
-                sizes.append((stat.st_mtime, stat.st_size, log))
+                sizes.append((about.st_mtime, about.st_size, log))
         total = sum(size for _, size, _ in sizes)
         for _, size, log in sorted(sizes):
             if total > MAX_FOLDER_BYTES and log != self._log:
@@ -232,7 +238,7 @@ def _secret_of(path: Path) -> bytes:
             file.write(secrets.token_bytes(SECRET_BYTES))
     except FileExistsError:
         pass
-    secret = path.read_bytes()
+    secret = read_regular(path)
     if len(secret) < SECRET_BYTES:  # cut by a crash: what was hashed under it is lost
         path.unlink()
         return _secret_of(path)

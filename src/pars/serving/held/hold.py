@@ -7,9 +7,7 @@ an answer goes back to its place here; its client hears nothing of it. So does o
 failed before it answered, where there is another.
 """
 
-import asyncio
 import math
-import time
 from collections.abc import Callable, Mapping
 from itertools import count
 from typing import Any
@@ -18,16 +16,18 @@ from prometheus_client import CollectorRegistry
 
 from pars.outcomes.decision import DECISION, Decision
 from pars.request.body import ByteBudget, Message, Receive, Scope, Send
+from pars.scheduling.trust import keys_in
 from pars.serving.answer import UpstreamError
-from pars.serving.held.client import Client
+from pars.serving.held.client import Client, HeldRequest, is_large
 from pars.serving.held.metrics import HoldMetrics
-from pars.serving.held.queue import HeldQueue, QueueIsFull, WaitedTooLong, Waiting
+from pars.serving.held.queue import HeldQueue, QueueIsFull, WaitedTooLong
 from pars.serving.held.replica import Replica, Turn
 from pars.serving.relay import Relay
 from pars.serving.replies import send_error
 
 WAIT_HEADER = b"x-pars-wait-ms"
-BUSY = (429, 503)
+UNAVAILABLE = 503
+BUSY = (429, UNAVAILABLE)
 FIRST_PAUSE_S, MAX_PAUSE_S = 0.25, 30.0
 MOST_TRIES = 8  # a minute or so; then the client hears what the engine says
 RETRY_AFTER_S = 5  # what clients are told that find no room
@@ -40,7 +40,8 @@ class Hold:
     Args:
         relays: To each server of the queue.
         is_on: Whether requests are held at this moment.
-        max_held_bytes: Of the bodies of all that are held; one beyond is refused.
+        max_held_bytes: Of the bodies of all that are held; one beyond is refused. Bodies too large
+            to be read, which come slowly, may have half of it.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Hold:
         self._is_on = is_on
         self._metrics = HoldMetrics(registry)
         self._budget = ByteBudget(max_held_bytes)
+        self._large_budget = ByteBudget(max_held_bytes // 2)
 
     def look(self) -> None:
         """See whether the engines are full or have room again, and show it."""
@@ -96,9 +98,10 @@ class Hold:
             await self._relays[self._queue.replicas[0]](scope, receive, send)
 
     async def _hold(self, decision: Decision, scope: Scope, receive: Receive, send: Send) -> None:
-        held = _Held(self._queue, decision, Client(receive))
+        budgets = (self._budget, self._large_budget) if is_large(decision) else (self._budget,)
+        held = HeldRequest(self._queue, decision, Client(receive), self._caller(scope), budgets)
         try:
-            await held.read(self._budget)
+            await held.read()
             for number in count(1):
                 turn = await held.enter()
                 if turn is None or await self._try(held, turn, number, scope, send):
@@ -110,9 +113,11 @@ class Hold:
             self._metrics.refused.labels("too_long").inc()
             await _refuse(send, 503, "waited_too_long", "the engine had no room for it in time")
         finally:
-            held.end(self._budget)
+            held.end()
 
-    async def _try(self, held: "_Held", turn: Turn, number: int, scope: Scope, send: Send) -> bool:
+    async def _try(
+        self, held: HeldRequest, turn: Turn, number: int, scope: Scope, send: Send
+    ) -> bool:
         """Send the request where its turn is; False: it is to wait once more."""
         may_repeat = held.client.is_whole and number < MOST_TRIES
         answer = _Answer(send, held, turn, may_go_back=may_repeat)
@@ -122,9 +127,7 @@ class Hold:
             await relay.carry(scope, held.client.receiver(), answer.send)
             turn.replica.problem = ""
             if answer.is_busy:
-                pause_s = answer.retry_after_s or min(FIRST_PAUSE_S * 2**number, MAX_PAUSE_S)
-                self._queue.send_back(turn, pause_s)
-                self._metrics.sent_back.inc()
+                self._go_back(held, turn, answer, number)
             return not answer.is_busy
         except UpstreamError as error:
             if error.status in BUSY and may_repeat:  # our own bound on connections
@@ -139,10 +142,25 @@ class Hold:
         finally:
             self._queue.leave(turn, answer.num_bytes)
 
+    def _go_back(self, held: HeldRequest, turn: Turn, answer: "_Answer", number: int) -> None:
+        """The request, and if need be its engine, gets a pause."""
+        pause_s = answer.retry_after_s or min(FIRST_PAUSE_S * 2**number, MAX_PAUSE_S)
+        if answer.status == UNAVAILABLE or turn.replica.refuses_all(held.caller):
+            self._queue.send_back(turn, pause_s)
+        else:
+            held.rest_s = pause_s
+        self._metrics.sent_back.inc()
+
+    def _caller(self, scope: Scope) -> bytes:
+        """Whose request it is to the engines; of those who show no key, one."""
+        if next(iter(self._relays.values())).upstream.has_own_key:
+            return b""
+        return next(keys_in(scope["headers"]), b"")
+
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Hand on a request that is not held, to another server if one cannot be reached."""
         client = Client(receive)
-        await client.read_first()
+        await client.read_next()
         for number in count(1):
             replica = self._queue.for_unheld()
             try:
@@ -174,100 +192,31 @@ async def _refuse(send: Send, status: int, code: str, message: str) -> None:
     await send_error(send, status, code, message, more=retry)
 
 
-class _Held:
-    """
-    One request while it waits, and while it is at an engine.
-
-    Attributes:
-        avoided: Servers that failed it.
-        wait_s: How long it has waited here in all.
-    """
-
-    def __init__(self, queue: HeldQueue, decision: Decision, client: Client) -> None:
-        self.client = client
-        self.avoided: set[Replica] = set()
-        self.wait_s = 0.0
-        self._queue = queue
-        self._decision = decision
-        self._num_bytes = 0  # that count against the budget
-
-    async def read(self, budget: ByteBudget) -> None:
-        """
-        Take the body, if the middleware holds it as a whole; a larger one streams through later.
-
-        Raises:
-            QueueIsFull: there is no room for its bytes.
-        """
-        if self._decision.outcome.decision in ("too_large", "buffers_full"):
-            return
-        await self.client.read()
-        self._num_bytes = self.client.num_bytes
-        if not budget.take(self._num_bytes) and budget.num_bytes > self._num_bytes:
-            raise QueueIsFull(f"requests of {budget.num_bytes} bytes are held already")
-
-    async def enter(self) -> Turn | None:
-        """Wait for room; None: the client left meanwhile."""
-        began_s = time.perf_counter()
-        entering = asyncio.ensure_future(self._queue.enter(self._waiting()))
-        waits: list[asyncio.Future[Any]] = [entering]
-        if self.client.gone is not None:
-            waits.append(self.client.gone)
-        turn: Turn | None = None
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            if entering.done():
-                turn = entering.result()
-            return turn
-        finally:
-            if not entering.done():
-                entering.cancel()
-                await asyncio.wait((entering,))
-            elif turn is None and not entering.cancelled() and not entering.exception():
-                self._queue.leave(entering.result())  # cancelled just as there was room
-            self.wait_s += time.perf_counter() - began_s
-
-    def begin(self, turn: Turn) -> None:
-        """The engine begins to answer."""
-        self._queue.begin(turn)
-
-    def end(self, budget: ByteBudget) -> None:
-        """Nothing more is asked of the client, nor held for it."""
-        budget.give_back(self._num_bytes)
-        self.client.end()
-
-    def _waiting(self) -> Waiting:
-        prefixes = self._queue.prefixes
-        return Waiting(
-            self._decision.outcome.key or 0,
-            tells_begin=self._decision.is_stream,
-            marks=prefixes.marks(self.client.body) if prefixes is not None else (),
-            avoided=frozenset(self.avoided),
-        )
-
-
 class _Answer:
     """
     An answer on its way to the client; one that says "busy" is kept from it.
 
     Attributes:
         num_bytes: Of its body, so far.
+        status: Once it has begun.
         is_busy: It was such a one.
         retry_after_s: As it asked for; 0: it did not.
     """
 
-    def __init__(self, send: Send, held: _Held, turn: Turn, *, may_go_back: bool) -> None:
+    def __init__(self, send: Send, held: HeldRequest, turn: Turn, *, may_go_back: bool) -> None:
         self._send = send
         self._held = held
         self._turn = turn
         self._may_go_back = may_go_back
-        self.num_bytes = 0
+        self.num_bytes = self.status = 0
         self.is_busy = False
         self.retry_after_s = 0.0
 
     async def send(self, message: Message) -> None:
         """Pass the engine's message on."""
         if message["type"] == "http.response.start":
-            self.is_busy = message["status"] in BUSY and self._may_go_back
+            self.status = message["status"]
+            self.is_busy = self.status in BUSY and self._may_go_back
             self.retry_after_s = _retry_after_s(message.get("headers", ()))
         elif (body := message.get("body")) and not self.is_busy:
             self.num_bytes += len(body)

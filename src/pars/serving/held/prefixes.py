@@ -18,6 +18,7 @@ from pars.serving.held.replica import Replica
 SHORTEST_BYTES = 512  # of a beginning that is worth a place: some 100 tokens
 BLOCK_BYTES = 1024
 MOST_BLOCKS = 64  # of a body that are looked at
+MOST_BYTES = MOST_BLOCKS * BLOCK_BYTES
 MOST_MARKS = 65_536  # that are remembered, a few MB
 
 Marks = tuple[bytes, ...]

@@ -7,7 +7,8 @@ of its slots taken; or, where that is hardly fuller, to the one that had its beg
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from itertools import count
@@ -35,12 +36,14 @@ class Waiting:
     Attributes:
         key: Smaller goes first; equal ones as they came.
         tells_begin: The answer's first byte will tell when the engine began.
+        caller: Whose it is, as the engine tells callers apart.
         marks: Of its beginnings.
         avoided: Servers that failed it: it goes to them where no other has room.
     """
 
     key: int
     tells_begin: bool
+    caller: bytes = b""
     marks: Marks = ()
     avoided: frozenset[Replica] = field(default_factory=frozenset)
 
@@ -90,7 +93,7 @@ class HeldQueue:
         if not self._heap and (replica := self._replica_for(waiting)) is not None:
             return self._send(replica, waiting)
         if self.num_waiting >= self._max_held:
-            raise QueueIsFull
+            raise QueueIsFull(f"{self.num_waiting} requests wait already, as many as may")
         place: asyncio.Future[Turn] = asyncio.get_running_loop().create_future()
         heappush(self._heap, (waiting.key, next(self._numbers), waiting, place))
         self.num_waiting += 1
@@ -108,6 +111,15 @@ class HeldQueue:
         finally:
             self.num_waiting -= 1
             self._tidy()
+
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        """One more waits, though not for room: its caller was sent back."""
+        self.num_waiting += 1
+        try:
+            yield
+        finally:
+            self.num_waiting -= 1
 
     def begin(self, turn: Turn) -> None:
         """The engine begins to answer."""
@@ -149,7 +161,8 @@ class HeldQueue:
     def _send(self, replica: Replica, waiting: Waiting) -> Turn:
         if self.prefixes is not None:
             self.prefixes.note(waiting.marks, replica)
-        return Turn(replica, replica.slots.send(tells_begin=waiting.tells_begin))
+        sent = replica.slots.send(tells_begin=waiting.tells_begin, caller=waiting.caller)
+        return Turn(replica, sent)
 
     def _replica_for(self, waiting: Waiting) -> Replica | None:
         """Where it can go now; None: nowhere."""

@@ -1,7 +1,7 @@
 """One server behind the held queue: how much of it is taken, and whether it is well."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pars.serving.held.slots import Sent, Slots
 
@@ -15,12 +15,14 @@ class Replica:
         name: Its URL, for people.
         problem: Why it gets nothing as long as another is well; empty: it is well.
         paused_until_s: It asked for that, or was busy.
+        refused: Callers whose requests it sent back since it last took one.
     """
 
     slots: Slots
     name: str = ""
     problem: str = ""
     paused_until_s: float = -math.inf
+    refused: set[bytes] = field(default_factory=set)
 
     @property
     def load(self) -> float:
@@ -30,6 +32,16 @@ class Replica:
     def has_room(self, now_s: float) -> bool:
         """Whether another request may be sent."""
         return self.slots.has_room and now_s >= self.paused_until_s
+
+    def refuses_all(self, caller: bytes) -> bool:
+        """
+        Whether it has no room, as far as can be told, once it sent back a request of `caller`.
+
+        It may be that only this caller has asked for too much. Then others are answered meanwhile.
+        """
+        if len(self.refused) < 2:
+            self.refused.add(caller)
+        return len(self.refused) > 1 or self.slots.has_only(caller)
 
 
 @dataclass(slots=True, eq=False)

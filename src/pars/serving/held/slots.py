@@ -37,11 +37,13 @@ class Sent:
     Attributes:
         tells_begin: It is a stream, so its first byte tells when it began.
         met_room: All that were sent before had begun, so it waited for nobody.
+        caller: Whose it is.
     """
 
     at_s: float
     tells_begin: bool
     met_room: bool
+    caller: bytes = b""
     knee_at: float = 0.0  # what `Knee.answer` is to know
     has_begun: bool = False
 
@@ -97,10 +99,14 @@ class Slots:
         num = self.num
         return num is None or len(self._sent) < num + min(SPARE, num)
 
-    def send(self, *, tells_begin: bool) -> Sent:
+    def has_only(self, caller: bytes) -> bool:
+        """Whether all requests at the engine are this caller's."""
+        return all(it.caller == caller for it in self._sent)
+
+    def send(self, *, tells_begin: bool, caller: bytes = b"") -> Sent:
         """A request is sent."""
         met_room = all(it.has_begun for it in self._sent)
-        sent = Sent(self._clock(), tells_begin, met_room)
+        sent = Sent(self._clock(), tells_begin, met_room, caller)
         self._sent[sent] = None
         sent.knee_at = self._knee.change(len(self._sent), self._clock())
         return sent

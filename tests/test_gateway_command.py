@@ -116,6 +116,25 @@ def now(gateway: Started) -> dict[str, Any]:
     return page
 
 
+def test_who_waits_when_the_draining_is_over_is_told_to_come_again(tmp_path: Path) -> None:
+    """An engine that never answers: a 503 in OpenAI's shape, and no traceback in the log."""
+    engine, options = Engine(slots=1), ("--state", "none", "--drain-s", "1")
+    with (
+        scripted_upstream(engine.serve) as up,
+        ThreadPoolExecutor(4) as pool,
+        started(tmp_path, *options, "--upstream", up, PARS_ENGINE="auto") as gateway,
+    ):
+        eventually(lambda: (now(gateway)["held"] or {}).get("slots") == 1)
+        asked = [pool.submit(ask, gateway.url, "x") for _ in range(4)]
+        eventually(lambda: (now(gateway)["held"] or {}).get("num_waiting") == 2)
+        gateway.process.terminate()
+        answers = [it.result() for it in asked]
+        gateway.process.wait(DEADLINE_S)
+        assert [it.status_code for it in answers] == [503] * 4
+        assert {it.json()["error"]["code"] for it in answers} == {"shutting_down"}
+    assert "Traceback" not in gateway.log
+
+
 def test_more_clients_than_the_soft_limit_on_files_are_served(tmp_path: Path) -> None:
     """Under a soft limit of 64, a hundred connections are open and each has its answer."""
     with (

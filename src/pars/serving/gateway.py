@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 
 from pars.outcomes.metrics import ServeMetrics
 from pars.ranking.live_ranker import LiveRanker
-from pars.request.body import Message, Receive, Scope, Send
+from pars.request.body import ASGIApp, Message, Receive, Scope, Send
 from pars.scheduling.engines import ENGINES
 from pars.scheduling.trust import keys_in
 from pars.serving.client_protocol import ClientProtocol
@@ -114,7 +114,7 @@ class Gateway:
         else:
             # Before the middleware adds its own, which no client may name in Connection.
             passing = {**scope, "headers": end_to_end(scope["headers"])}
-            await self.middleware(passing, receive, send)
+            await _until_shutdown(self.middleware, passing, receive, send)
 
     def _holds(self) -> bool:
         """Whether requests wait here, and not at the engine; before several, always."""
@@ -155,6 +155,23 @@ class Gateway:
         while True:
             self.hold.look()
             await asyncio.sleep(LOOK_EVERY_S)
+
+
+async def _until_shutdown(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """Have a request served; one whose answer has not begun once the draining is over hears so."""
+    has_begun = False
+
+    async def noted(message: Message) -> None:
+        nonlocal has_begun
+        has_begun = True
+        await send(message)
+
+    try:
+        await app(scope, receive, noted)
+    except asyncio.CancelledError:  # by uvicorn, which gives up waiting
+        if not has_begun:
+            why = "the gateway is shut down before an answer came; repeat the request"
+            await send_error(send, 503, "shutting_down", why, close=True)
 
 
 def _is_preflight(scope: Scope) -> bool:

@@ -47,6 +47,7 @@ from pars.serving.decider import Decider
 from pars.serving.known_engine import KnownEngine
 from pars.serving.placing import Placing
 from pars.serving.prediction import Predictor
+from pars.serving.probes import PROBE_PATHS, Probes, problem_of_host
 from pars.serving.refusals import Passage
 from pars.serving.replies import send_error
 from pars.serving.settings import Settings, unknown_variables
@@ -107,6 +108,7 @@ class PriorityMiddleware:
             tau_b=lambda: self.predictor.tau_b,
             clock=clock,
         )
+        self._probes = Probes(partial(problem_of_host, app))
         self._writer: OutcomeWriter | None = None
         self._upkeep: list[asyncio.Task[None]] = []
         self._recorder = self._record_requests(clock)
@@ -130,6 +132,9 @@ class PriorityMiddleware:
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not self._upkeep:  # a host that sends no lifespan
             self._start(scope)
+        if scope["path"] in PROBE_PATHS:
+            await self._probes.answer(scope, send)
+            return
         is_generation = scope["method"] == "POST" and reader_of(scope["path"]) is not None
         passing = without(scope, WISH_HEADERS)
         if not is_generation:

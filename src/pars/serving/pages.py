@@ -5,6 +5,7 @@ The gateway's own pages, all under /pars/.
     /pars/now       the same for programs, as JSON
     /pars/health    for probes: ok, unscored (no ranker) or down
     /pars/metrics   for Prometheus; in OpenMetrics, with request ids as exemplars, if asked for
+    /pars/live, /pars/ready   for orchestrators: `probes`
 """
 
 import asyncio
@@ -23,13 +24,14 @@ from pars.serving.answer import UpstreamError
 from pars.serving.held.hold import Hold
 from pars.serving.known_engine import KnownEngine
 from pars.serving.middleware import PriorityMiddleware
+from pars.serving.probes import PROBE_PATHS, Probes
 from pars.serving.replies import send_bytes, send_error, send_json
 from pars.serving.upstream import Upstream
 
 SERVER_NAME = "pars gateway"  # by which its health page is known
 PAGE_PATH, NOW_PATH = "/pars/", "/pars/now"
 HEALTH_PATH, METRICS_PATH = "/pars/health", "/pars/metrics"
-PATHS = frozenset((PAGE_PATH, NOW_PATH, HEALTH_PATH, METRICS_PATH))
+PATHS = frozenset((PAGE_PATH, NOW_PATH, HEALTH_PATH, METRICS_PATH)) | PROBE_PATHS
 HEALTH_PATIENCE_S = 3.0  # less than those have who ask for the health page
 HEALTH_IS_FRESH_S = 1.0  # the health page is open to all, and asks the upstream no oftener
 # The page is one file and asks nobody but this server.
@@ -64,6 +66,7 @@ class Pages:
         self._hold = hold
         self._health: tuple[float, int, dict[str, Any]] = (-math.inf, 0, {})
         self._health_lock = asyncio.Lock()
+        self._probes = Probes(self._engine_problem)
 
     async def answer(self, scope: Scope, send: Send, *, shows_key: bool) -> None:
         """
@@ -74,7 +77,9 @@ class Pages:
                 how much passes, is nobody else's business.
         """
         path = scope["path"]
-        if path == PAGE_PATH:
+        if path in PROBE_PATHS:
+            await self._probes.answer(scope, send)
+        elif path == PAGE_PATH:
             await send_bytes(send, 200, b"text/html; charset=utf-8", _page(), more=PAGE_HEADERS)
         elif path == METRICS_PATH:
             accepted = dict(scope["headers"]).get(b"accept", b"").decode("latin-1")
@@ -90,6 +95,11 @@ class Pages:
             await send_json(send, 200, report | self._now())
         else:
             await send_error(send, 401, "invalid_api_key", "the API key is missing or wrong")
+
+    async def _engine_problem(self, _: Scope) -> str:
+        """Why no engine has answered, for anybody to read; empty: one did."""
+        status, _report = await self._health_report()
+        return "" if status == 200 else "no engine behind this gateway has answered yet"
 
     def _now(self) -> dict[str, Any]:
         middleware = self._middleware

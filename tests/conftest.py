@@ -13,7 +13,15 @@ SLOW = frozenset(
         *("gateway_command", "gateway_engine", "gateway_faults", "gateway_fleet", "gateway_fuzz"),
         *("gateway_hold", "gateway_smuggling", "gateway_upstream", "learner", "online", "page"),
         *("prepare", "probe", "queue_order", "ranker_judge", "report", "score_fuzz", "server"),
-        *("simulate", "simulation", "learning_policy", "own_traffic", "learn", "probes"),
+        *(
+            "simulate",
+            "simulation",
+            "learning_policy",
+            "own_traffic",
+            "learn",
+            "probes",
+            "gateway_process",
+        ),
     )
 )
 

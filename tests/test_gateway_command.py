@@ -1,13 +1,7 @@
 """`pars gateway` as a process: what it refuses and what it says when it starts."""
 
-import os
-import re
-import subprocess
-import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +9,7 @@ import httpx
 import pytest
 from click.testing import CliRunner
 
+from gateway_process import Started, started
 from gateways import connect, read_head, scripted_upstream
 from pars.cli.main import commands
 from pars.errors import ParsError
@@ -24,44 +19,6 @@ from fake_engine import FakeEngine
 from serving import DEADLINE_S, eventually
 
 NOWHERE = "http://127.0.0.1:1"
-
-
-@dataclass
-class Started:
-    """A gateway that listens at `url`; `log` has what it said once it has ended."""
-
-    url: str
-    process: subprocess.Popen[str]
-    log: str = ""
-
-
-@contextmanager
-def started(
-    folder: Path, *options: str, before: str = "true", **environment: str
-) -> Iterator[Started]:
-    """A process of `pars gateway`, after the shell's command `before`."""
-    command = [sys.executable, "-m", "pars", "gateway", "--port", "0", *options]
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PARS_")}
-    with (folder / "stderr").open("w") as log:
-        process = subprocess.Popen(
-            ["bash", "-c", f'{before} && exec "$@"', "bash", *command],
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            env=kept | {"PARS_ENGINE": "vllm"} | environment,
-        )
-    with process:
-        try:
-            assert process.stdout is not None
-            greeting = process.stdout.readline()
-            found = re.search(r"served at (\S+),", greeting)
-            assert found, (folder / "stderr").read_text()
-            gateway = Started(found[1], process)
-            yield gateway
-        finally:
-            process.terminate()
-            process.wait(DEADLINE_S)
-    gateway.log = (folder / "stderr").read_text()
 
 
 def test_a_misspelt_variable_is_named_when_it_starts(tmp_path: Path) -> None:

@@ -2,8 +2,6 @@
 
 import logging
 
-import click
-
 log = logging.getLogger("pars")
 
 MOST_OPEN_FILES = 1 << 20  # where there is no hard limit: Linux takes no more by default
@@ -31,7 +29,7 @@ def raise_open_files(max_connections: int = 0) -> None:
             log.warning("the limit on open files stays at %d: %s", soft, error)
             most = soft
         else:
-            click.echo(f"the limit on open files is raised from {soft} to {most}", err=True)
+            log.info("the limit on open files is raised from %d to %d", soft, most)
     num_needed = 2 * max_connections + FILES_BESIDE
     if most < num_needed and max_connections:
         log.warning(

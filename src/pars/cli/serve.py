@@ -3,7 +3,9 @@
 import errno
 import logging
 import os
+import signal
 import socket
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pars.cli.logs import Say, set_up_logs, told_in_log
 from pars.cli.open_files import raise_open_files
 from pars.errors import ParsError
 from pars.serving.settings import Settings, declared_settings, unknown_variables
@@ -19,10 +22,26 @@ from pars.serving.settings import Settings, declared_settings, unknown_variables
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
+    from pars.serving.gateway import Gateway
+    from pars.serving.reload import Reload
+    from pars.serving.upstream import Upstream
+
 log = logging.getLogger("pars")
 
 SHUTDOWN_S = 30  # for requests in flight, after SIGTERM or Ctrl-C
 at_least_one = click.IntRange(min=1)
+
+
+def setting_option(name: str) -> Callable[[Any], Any]:
+    """The option of a setting: its own check, help and default, as `serving.settings` declares."""
+    [it] = [it for it in declared_settings() if it.name == name]
+    default = f"[default: {it.variable}, else {it.shown_default or 'none'}]"
+    return click.option(
+        it.option,
+        type=click.Choice(it.choices) if it.choices else type(it.default),
+        metavar=it.metavar,
+        help=f"{it.help[0].upper()}{it.help[1:]}.  {default}".replace("`", ""),
+    )
 
 
 @click.command()
@@ -67,6 +86,7 @@ at_least_one = click.IntRange(min=1)
     type=at_least_one,
     help="Threads of one forward pass.  [default: one a core, up to 4; 1 for lite]",
 )
+@setting_option("log_format")
 def serve(
     ranker: str | None,
     host: str,
@@ -75,6 +95,7 @@ def serve(
     max_prompts_per_call: int,
     max_body_bytes: int,
     num_threads: int | None,
+    log_format: str | None,
 ) -> None:
     """
     Score prompts over HTTP.
@@ -90,30 +111,31 @@ def serve(
         max_prompts_per_call=max_prompts_per_call,
         max_body_bytes=max_body_bytes,
     )
+    log_format = log_format_of(log_format)
+    say = set_up_logs(log_format)
     environment = {**os.environ, "PREDICTOR_MODEL_PATH": ranker} if ranker else os.environ
-    scorer = scorer_from(environment, num_threads=num_threads)
-    facts = facts_of(scorer)
-    raise_open_files()
-    run_app(
-        create_app(scorer, limits=limits),
-        host,
-        port,
-        f"ranker {facts['model_name']} ({facts['model_path']}) listens on {{url}}"
-        " - docs at /docs, stop with Ctrl-C",
-        {"http": ClientProtocol},
-    )
+    with told_in_log(log_format):
+        scorer = scorer_from(environment, num_threads=num_threads)
+        facts = facts_of(scorer)
+        raise_open_files()
+        run_app(
+            create_app(scorer, limits=limits),
+            host,
+            port,
+            f"ranker {facts['model_name']} ({facts['model_path']}) listens on {{url}}"
+            " - docs at /docs, stop with Ctrl-C",
+            {"http": ClientProtocol},
+            say=say,
+        )
 
 
-def setting_option(name: str) -> Callable[[Any], Any]:
-    """The option of a setting: its own check, help and default, as `serving.settings` declares."""
-    [it] = [it for it in declared_settings() if it.name == name]
-    default = f"[default: {it.variable}, else {it.shown_default or 'none'}]"
-    return click.option(
-        it.option,
-        type=click.Choice(it.choices) if it.choices else type(it.default),
-        metavar=it.metavar,
-        help=f"{it.help[0].upper()}{it.help[1:]}.  {default}".replace("`", ""),
-    )
+def log_format_of(option: str | None) -> str:
+    """The log's format, as the option or PARS_LOG_FORMAT says it; it is wanted before the rest."""
+    [it] = [it for it in declared_settings() if it.name == "log_format"]
+    chosen = option or os.environ.get(it.variable, "").strip() or it.default
+    if problem := it.problem(chosen):
+        raise ParsError(f"{it.variable}: {problem}")
+    return str(chosen)
 
 
 @click.command()
@@ -139,6 +161,7 @@ def setting_option(name: str) -> Callable[[Any], Any]:
 @setting_option("upstream_api_key_file")
 @setting_option("upstream_ca_file")
 @setting_option("outcomes")
+@setting_option("log_format")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
     "--port",
@@ -190,12 +213,34 @@ def gateway(
     in PARS_API_KEYS, which commas part; PARS_UPSTREAM_API_KEY is sent to the upstream. More
     settings: docs/serving.md.
     """
-    from pars.serving.gateway import UVICORN_OPTIONS, Gateway
+    from pars.serving.gateway import UVICORN_OPTIONS
+
+    log_format = log_format_of(chosen["log_format"])
+    say = set_up_logs(log_format)
+    with told_in_log(log_format):
+        settings = Settings.from_env(**chosen)
+        _check(upstreams, settings, probe=probe)
+        for line in unknown_variables():
+            log.warning("%s", line)
+        servers = _servers(upstreams, settings, timeout_s, max_connections)
+        if probe:
+            from pars.doctor.probe import run_probe
+
+            click.echo(run_probe(servers[0], settings))
+            return
+        raise_open_files(max_connections)
+        app = _gateway_to(servers, settings)
+        greeting = f"{' and '.join(upstreams)} is served at {{url}}, by priority - stop with Ctrl-C"
+        options = {**UVICORN_OPTIONS, "timeout_graceful_shutdown": drain_s}
+        _reload_when_told(app.reload)
+        run_app(app, host, port, greeting, options, say=say)
+
+
+def _servers(
+    upstreams: tuple[str, ...], settings: Settings, timeout_s: float, max_connections: int
+) -> "list[Upstream]":
     from pars.serving.upstream import Upstream
 
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    settings = Settings.from_env(**chosen)
-    _check(upstreams, settings, probe=probe)
     servers = [
         Upstream(
             upstream,
@@ -208,23 +253,29 @@ def gateway(
     ]
     if any(server.has_proxy for server in servers):
         log.info("the upstream is asked through the proxy that the environment names")
-    for line in unknown_variables():
-        log.warning("%s", line)
-    if probe:
-        from pars.doctor.probe import run_probe
+    return servers
 
-        click.echo(run_probe(servers[0], settings))
-        return
-    raise_open_files(max_connections)
+
+def _gateway_to(servers: "list[Upstream]", settings: Settings) -> "Gateway":
+    """The gateway before them; says what it learns by, and ends where there is no ranker."""
+    from pars.serving.gateway import Gateway
+
     app = Gateway(servers, settings)
     if settings.ranker != "none" and not app.middleware.predictor.ranker.is_loaded:
         raise ParsError(f"no ranker can be loaded from {settings.ranker_folder}")
     learner = app.middleware.predictor.learner
     if learner is not None:
-        click.echo(f"learns as it serves, {_kept(learner.folder)}", err=True)
-    greeting = f"{' and '.join(upstreams)} is served at {{url}}, by priority - stop with Ctrl-C"
-    options = {**UVICORN_OPTIONS, "timeout_graceful_shutdown": drain_s}
-    run_app(app, host, port, greeting, options)
+        log.info("learns as it serves, %s", _kept(learner.folder))
+    return app
+
+
+def _reload_when_told(reload: "Reload") -> None:
+    """
+    SIGHUP has the files read again. In a terminal it ends the process as ever: there it is sent
+    when the window is closed.
+    """
+    if hasattr(signal, "SIGHUP") and not sys.stderr.isatty():
+        signal.signal(signal.SIGHUP, lambda *_: reload.soon())
 
 
 def _kept(folder: Path | None) -> str:
@@ -248,13 +299,16 @@ def run_app(
     port: int,
     greeting: str,
     options: Mapping[str, Any] = MappingProxyType({}),
+    *,
+    say: Say = click.echo,
 ) -> None:
     """
     Serve `app` until SIGTERM or Ctrl-C, and let requests in flight finish.
 
     Args:
-        greeting: Printed once the port is open; `{url}` in it becomes the address.
+        greeting: Said once the port is open; `{url}` in it becomes the address.
         options: More of uvicorn's options; they win over the ones chosen here.
+        say: How.
 
     Raises:
         ParsError: the address cannot be listened on, or the app did not start.
@@ -266,13 +320,14 @@ def run_app(
     shown_host = f"[{open_host}]" if ":" in open_host else open_host
     chosen: dict[str, Any] = {
         "log_level": "warning",
+        "log_config": None,  # by the handler of all
         "access_log": False,
         "ws": "none",
         "timeout_graceful_shutdown": SHUTDOWN_S,
         **options,
     }
     server = uvicorn.Server(uvicorn.Config(app, **chosen))
-    click.echo(greeting.replace("{url}", f"http://{shown_host}:{open_port}"))
+    say(greeting.replace("{url}", f"http://{shown_host}:{open_port}"))
     with listener, suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
     if not server.started:

@@ -117,9 +117,13 @@ class LiveRanker:
         self.folder = folder
         self._signature, self._snapshot = other._signature, other._snapshot
 
-    def refresh(self) -> bool:
+    def refresh(self, *, again: bool = False) -> bool:
         """
         Load the folder if it changed since the last look; whether it did. Blocks.
+
+        Args:
+            again: Also if it did not change, such as one that could not be loaded. (An object is
+                loaded once all the same: Python imports a module once.)
 
         Raises:
             RankerError: it changed and cannot be loaded; not tried again until it changes again.
@@ -130,7 +134,7 @@ class LiveRanker:
         # once, so that all is read from one ranker.
         folder = Path(os.path.realpath(self.folder))
         signature = _look(folder)
-        if signature == self._signature:
+        if signature == self._signature and not again:
             return False
         self._signature = signature
         ranker = self._load(folder)

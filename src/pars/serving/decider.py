@@ -53,6 +53,16 @@ class Decider:
         self._clock = clock
         self._trust = settings.trust()
 
+    def read_trust_again(self) -> str:
+        """
+        Read the file of key offsets once more; how many it holds, for people. Blocks.
+
+        Raises:
+            ParsError: it cannot be read; what was read before counts on.
+        """
+        self._trust = self._settings.trust()
+        return f"{len(self._trust.key_offsets_s)} keys"
+
     async def decide(
         self, engine: Engine, path: str, headers: Headers, peer: str | None, body: Body
     ) -> Decision:

@@ -11,7 +11,7 @@ Every path and method passes, but for the gateway's own pages under `/pars/` (`p
 
 import asyncio
 import hmac
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from prometheus_client import CollectorRegistry
 
@@ -30,6 +30,7 @@ from pars.serving.held.queue import LOOK_EVERY_S, HeldQueue
 from pars.serving.known_engine import KnownEngine
 from pars.serving.middleware import PriorityMiddleware
 from pars.serving.pages import PATHS, Pages
+from pars.serving.reload import Reload
 from pars.serving.replies import send_error
 from pars.serving.settings import Settings
 from pars.serving.upstream import Upstream
@@ -96,6 +97,7 @@ class Gateway:
         )
         self._api_keys = [key.encode() for key in settings.client_keys]
         self.control = Control(self.middleware, settings.state_folder)
+        self.reload = Reload(self._parts_to_reload())
         self.pages = Pages(self.upstreams, self.middleware, self.known, self.registry, self.hold)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -135,9 +137,22 @@ class Gateway:
         ]
         return any(matches)
 
+    def _parts_to_reload(self) -> dict[str, Callable[[], Awaitable[str]]]:
+        parts = self.middleware.parts_to_reload()
+        if self.settings.upstream_api_key_file:
+            parts["the upstream's API key"] = self._read_upstream_key_again
+        return parts
+
+    async def _read_upstream_key_again(self) -> str:
+        key = await asyncio.to_thread(lambda: self.settings.upstream_key)
+        for upstream in self.upstreams:
+            upstream.use_key(key)
+        return f"from {self.settings.upstream_api_key_file}"
+
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self.control.restore()
-        beside = [asyncio.create_task(work) for work in (self._keep_holding(), *self.fleet.watch())]
+        works = (self._keep_holding(), self.reload.keep_waiting(), *self.fleet.watch())
+        beside = [asyncio.create_task(work) for work in works]
 
         async def last_word(message: Message) -> None:
             if message["type"] == "lifespan.shutdown.complete":

@@ -14,7 +14,7 @@ import asyncio
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 
@@ -194,6 +194,16 @@ class PriorityMiddleware:
             await app({**scope, DECISION: decision}, receive, send)
         finally:
             self.placing.ended(decision)
+
+    def parts_to_reload(self) -> dict[str, Callable[[], Awaitable[str]]]:
+        """What can be read again without a restart, for `Reload`."""
+        parts: dict[str, Callable[[], Awaitable[str]]] = {}
+        if self.predictor.has_ranker:
+            parts["the ranker"] = self.predictor.load_again
+        if self.settings.key_offsets:
+            again = self._decider.read_trust_again
+            parts["the file of key offsets"] = partial(asyncio.to_thread, again)
+        return parts
 
     def _record_requests(self, clock: Callable[[], float]) -> Recorder:
         metrics = OutcomeMetrics(self.metrics.registry)

@@ -27,6 +27,7 @@ from pars.ranking.batching import Batcher, QueueFull
 from pars.ranking.live_ranker import Expectation, LiveRanker, keep_fresh
 from pars.ranking.online.ranker import Guess, OnlineRanker
 from pars.ranking.ranker import bundled_ranker
+from pars.ranking.scorers import is_object_name
 from pars.scheduling.demand import Calibration
 from pars.serving.asked import Asked
 from pars.serving.settings import Settings
@@ -103,6 +104,11 @@ class Predictor:
             self.observers.append(self._judge.observe)
 
     @property
+    def has_ranker(self) -> bool:
+        """Whether a ranker is asked, beside the one that learns."""
+        return self._has_ranker
+
+    @property
     def can_order(self) -> bool:
         """Whether requests are ordered, or will be by themselves."""
         return self.learner is not None or self.ranker.is_loaded
@@ -161,6 +167,25 @@ class Predictor:
         self._show_ranker()
         if self._judge is not None:
             self._judge.start_afresh()
+
+    async def load_again(self) -> str:
+        """
+        Load the ranker's folder once more, changed or not; what it is now, for people. An object
+        of the user's stays: Python imports a module once.
+
+        Raises:
+            RankerError: it cannot be loaded; the one before stays.
+        """
+        if is_object_name(str(self.ranker.folder)):
+            return f"{self.ranker.folder} is code, and stays until a restart"
+        try:
+            await asyncio.to_thread(self.ranker.refresh, again=True)
+        except Exception:
+            self._on_load("failed")
+            raise
+        self._on_load("loaded")
+        ranker = self.ranker
+        return f"{ranker.model_name} {ranker.fingerprint} in {ranker.folder}"
 
     def learn(self, guess: Guess | None, outcome: Outcome) -> None:
         """An answer is known, of which `guess` was expected."""

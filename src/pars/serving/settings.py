@@ -244,6 +244,12 @@ class Settings:
     outcome_redact: str = _setting(
         "", "`package.module:function`, called with each text before it is written"
     )
+    log_format: str = _setting(
+        "text",
+        "of what `pars gateway` and `pars serve` say: `text`, or `json`: an object a line; inside"
+        " vLLM its own logging counts",
+        choices=("text", "json"),
+    )
     drift: bool = _setting(True, "0: do not compare the ranker with the answers")
     drift_limit: float = _setting(
         0.0,

@@ -76,7 +76,7 @@ class Upstream:
         self._connect_timeout_s = connect_timeout_s
         self._timeout_s = timeout_s
         self._replaced = MADE_HERE | KEY_FIELDS if api_key else MADE_HERE
-        self._own_fields = [b"Authorization: Bearer " + api_key.encode()] if api_key else []
+        self._own_fields = [_bearer(api_key)] if api_key else []
         self._own_fields += self._address.proxy_fields
         self._keeps_connections = keeps_connections
         self._pool: Pool | None = None
@@ -90,6 +90,10 @@ class Upstream:
     def has_own_key(self) -> bool:
         """Whether it is asked with a key of ours, and so sees one caller only."""
         return bool(self._replaced & KEY_FIELDS)
+
+    def use_key(self, api_key: str) -> None:
+        """Send another key from now on, of who is `asked_afresh` too; there was one before."""
+        self._own_fields[0] = _bearer(api_key)
 
     @property
     def has_proxy(self) -> bool:
@@ -249,6 +253,10 @@ class Upstream:
             return UpstreamError(502, "upstream_protocol_error", message)
         message = "the upstream closed the connection before its answer was whole"
         return UpstreamError(502, "upstream_closed", message)
+
+
+def _bearer(api_key: str) -> bytes:
+    return b"Authorization: Bearer " + api_key.encode()
 
 
 def _length(headers: Headers) -> int | None:

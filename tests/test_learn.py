@@ -17,12 +17,12 @@ import torch
 from click.testing import CliRunner
 
 from gateways import counted
+from own_traffic import outcome, terse_stories, traffic, write
 from pars.cli.main import commands
 from pars.errors import ParsError, RankerError
 from pars.learn.own_traffic.own_traffic import Part, split_by_time, teaching
 from pars.learn.own_traffic.versions import Versions
 from pars.learn.training.warm_start import warm_start
-from pars.outcomes.records import Outcome
 from pars.ranking.live_ranker import LiveRanker
 from pars.ranking.ranker import Ranker, bundled_ranker
 from pars.serving.gateway import UVICORN_OPTIONS, Gateway
@@ -30,46 +30,10 @@ from pars.serving.settings import Settings
 from pars.serving.upstream import Upstream
 
 from fake_engine import FakeEngine
-from rankers import TOPICS, lite_ranker
+from rankers import lite_ranker
 from serving import DEADLINE_S, eventually, serve_in_thread
 
 pytestmark = pytest.mark.torch
-
-ONE = {"path": "/v1/completions", "decision": "scored", "status": 200, "is_exact": True}
-
-
-def outcome(number=0, **fields):
-    """A finished request whose whole answer has 5 tokens."""
-    known = {"answer_tokens": 5, "finish_reason": "stop", "prompt": f"p{number}"}
-    return Outcome(**{**ONE, **known, "arrival_s": 1e9 + number, **fields})
-
-
-def write(folder: Path, outcomes):
-    """A folder as the gateway leaves it, one file of outcomes and one of prompts."""
-    folder.mkdir(exist_ok=True)
-    lines, prompts = [], []
-    for number, one in enumerate(outcomes):
-        key = f"{number:016x}"
-        lines.append(json.dumps({**json.loads(one.to_line()), "prompt_key": key}))
-        if one.prompt is not None:
-            prompts.append(json.dumps({"prompt_key": key, "prompt": one.prompt}))
-    (folder / "outcomes-20260101T000000Z-1-000001.jsonl").write_text("\n".join([*lines, ""]))
-    (folder / "prompts-20260101T000000Z-1-000001.jsonl").write_text("\n".join([*prompts, ""]))
-    return folder
-
-
-def traffic(num_requests, length_of):
-    """Half of the prompts ask for a story, the others for a number; `length_of` answers them."""
-    for number in range(num_requests):
-        is_story = number % 2 == 0
-        asked = "Write a long story about" if is_story else "Name in one word"
-        prompt = f"{asked} the {TOPICS[number % 10]}, number {number}"
-        yield outcome(number, prompt=prompt, answer_tokens=length_of(number, is_story))
-
-
-def terse_stories(number, is_story):
-    """The other way round than the bundled ranker expects it: stories are short."""
-    return 20 + number % 7 if is_story else 400 + number % 7
 
 
 def pars_learn(*arguments):

@@ -50,6 +50,18 @@ def teach(url: str, num_requests: int) -> None:
             ask(url, TRANSLATION.format(number), 5 + number % 3)
 
 
+def test_the_bundled_ranker_orders_the_first_requests(tmp_path: Path):
+    """By default: its word is all that the ranker that learns has to go by."""
+    with learning_gateway(FakeEngine(), ranker="", state=str(tmp_path)) as (url, app):
+        costs = []
+        for text in ("Write a detailed essay on the First World War.", "Is tea hot? Yes or no?"):
+            before = counted(app, "pars_expected_cost_tokens_sum")
+            ask(url, text, 9)
+            costs.append(counted(app, "pars_expected_cost_tokens_sum") - before)
+        assert counted(app, "pars_decisions_total", outcome="scored") == 2
+    assert costs[0] > costs[1]
+
+
 def test_what_is_learned_orders_the_queue(tmp_path: Path):
     """First come, first served until the order is better than chance; then essays go last."""
     with learning_gateway(FakeEngine(), state=str(tmp_path), max_overtake_s=float("inf")) as (
@@ -63,12 +75,12 @@ def test_what_is_learned_orders_the_queue(tmp_path: Path):
         assert counted(app, "pars_answers_learned_total") == 61
         assert counted(app, "pars_online_tau_b_low") > 0
 
-        costs = []
+        costs, num_scored = [], counted(app, "pars_decisions_total", outcome="scored")
         for text in (ESSAY, TRANSLATION):
             before = counted(app, "pars_expected_cost_tokens_sum")
             ask(url, text.format("never named"), 9)
             costs.append(counted(app, "pars_expected_cost_tokens_sum") - before)
-        assert counted(app, "pars_decisions_total", outcome="scored") == 2
+        assert counted(app, "pars_decisions_total", outcome="scored") == num_scored + 2
         assert costs[0] > 2 * costs[1]
 
 

@@ -472,3 +472,24 @@ def test_what_is_learned_is_for_its_owner_only(tmp_path: Path):
 
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
     assert set(modes.values()) == {0o600}, modes
+
+
+def test_an_order_that_began_with_some_knowledge_ends_where_answers_speak_against_it():
+    """Twelve answers in the opposite order do; without such knowledge nothing is ordered at all."""
+    began, blank = OnlineRanker(SECRET, begins_ordered=True), OnlineRanker(SECRET)
+    assert (began.is_useful, blank.is_useful) == (True, False)
+
+    for number in range(12):
+        began.gauge.observe(float(number), float(-number), is_lower_bound=False)
+    began.gauge.judge()
+
+    assert not began.is_useful
+
+
+def test_what_was_learned_before_a_start_orders_at_once(tmp_path: Path):
+    """The answers that prove it come only after the start."""
+    ranker = taught(State(tmp_path), 40)
+    again = State(tmp_path)
+
+    assert OnlineRanker(again.secret, again.load()).is_useful
+    assert ranker.model.num_learned == 40

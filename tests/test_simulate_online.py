@@ -28,9 +28,28 @@ def essays_and_translations(num_requests: int) -> tuple[list[str], list[int]]:
     return prompts, tokens
 
 
+ESSAY = "Write a detailed essay on the causes of the First World War."
+QUESTION = "What is the capital of France?"
+
+
+def test_at_first_the_bundled_ranker_s_word_orders():
+    """Before any answer an essay is expected to be longer; after a thousand nobody asks it."""
+    estimator = LearningEstimator()
+    essay = estimator.demand(request("a", ESSAY, 1))
+    question = estimator.demand(request("b", QUESTION, 1))
+
+    assert estimator.is_ordered
+    assert essay.cost > 1.1 * question.cost
+    assert estimator.ranker.bundled_share == 1.0
+    for number in range(1_000):
+        estimator.demand(request(str(number), "Hello", 9))
+        estimator.learn(str(number), 9)
+    assert estimator.ranker.bundled_share == 0.0
+
+
 def test_nothing_is_known_until_answers_end():
     """All stand alike until the order is better than chance; then essays go for longer."""
-    estimator = LearningEstimator()
+    estimator = LearningEstimator(hears_bundled=False)
     prompts, tokens = essays_and_translations(60)
     requests = [request(str(n), it, tokens[n]) for n, it in enumerate(prompts)]
 

@@ -261,7 +261,7 @@ def _gateway_to(servers: "list[Upstream]", settings: Settings) -> "Gateway":
     from pars.serving.gateway import Gateway
 
     app = Gateway(servers, settings)
-    if settings.ranker != "none" and not app.middleware.predictor.ranker.is_loaded:
+    if settings.ranker != "none" and not app.middleware.predictor.offline.live.is_loaded:
         raise ParsError(f"no ranker can be loaded from {settings.ranker_folder}")
     learner = app.middleware.predictor.learner
     if learner is not None:

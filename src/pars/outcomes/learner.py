@@ -35,28 +35,31 @@ class Learner:
 
     Args:
         folder: Where what is learned is kept, and shared with other processes; None: nowhere.
+        begins_ordered: It hears an offline ranker's word from the first request on.
 
     Attributes:
         folder: The same; None too where it cannot be used, which is logged.
         is_paused: It learns nothing for now; what it knows stays in use.
     """
 
-    def __init__(self, folder: Path | None, metrics: LearnMetrics) -> None:
+    def __init__(
+        self, folder: Path | None, metrics: LearnMetrics, *, begins_ordered: bool = False
+    ) -> None:
         self._metrics = metrics
+        self._begins_ordered = begins_ordered
         self.is_paused = False
         self._state: State | None = None
         self.folder: Path | None = None
-        self._scores = _Running()
         self._by_model: dict[str, Gauge] = {}
-        self.ranker = OnlineRanker()
+        self.ranker = OnlineRanker(begins_ordered=begins_ordered)
         if folder is not None:
             self._open(folder)
         self._show()
 
     @property
     def is_ready(self) -> bool:
-        """Whether it orders better than chance, by the last answers."""
-        return self.ranker.gauge.is_useful
+        """Whether to order by it."""
+        return self.ranker.is_useful
 
     def as_json(self) -> dict[str, Any]:
         """What it knows by now, for a health page."""
@@ -71,9 +74,9 @@ class Learner:
             },
         }
 
-    def expect(self, signals: Signals, score: float | None = None) -> Guess:
-        """What is expected of a request; `score` is an offline ranker's, on its own scale."""
-        return self.ranker.expect(signals, 0.0 if score is None else self._scores.standard(score))
+    def expect(self, signals: Signals, stacked: float = 0.0) -> Guess:
+        """What is expected of a request; `stacked` is an offline ranker's word, standardised."""
+        return self.ranker.expect(signals, stacked)
 
     def learn(self, guess: Guess, outcome: Outcome) -> None:
         """
@@ -134,7 +137,9 @@ class Learner:
     def _open(self, folder: Path) -> None:
         try:
             self._state = State(folder)
-            self.ranker = OnlineRanker(self._state.secret, self._state.load())
+            self.ranker = OnlineRanker(
+                self._state.secret, self._state.load(), begins_ordered=self._begins_ordered
+            )
             self.folder = folder
             if self._state.is_open_to_others:
                 log.warning("%s: others may write there, and so spoil what is learned", folder)
@@ -162,19 +167,3 @@ class Learner:
         ranker = self.ranker
         coverage = ranker.num_inside / ranker.num_told if ranker.num_told else math.nan
         self._metrics.show(ranker.gauge.tau_b, coverage, is_in_use=self.is_ready)
-
-
-class _Running:
-    """The scale of an offline ranker's scores, as they come (Welford 1962)."""
-
-    def __init__(self) -> None:
-        self._count, self._mean, self._squares = 0, 0.0, 0.0
-
-    def standard(self, score: float) -> float:
-        """The score in standard deviations from the mean so far, -3 to 3."""
-        self._count += 1
-        difference = score - self._mean
-        self._mean += difference / self._count
-        self._squares += difference * (score - self._mean)
-        deviation = math.sqrt(self._squares / self._count)
-        return min(max((score - self._mean) / deviation, -3.0), 3.0) if deviation > 0 else 0.0

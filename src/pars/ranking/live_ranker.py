@@ -32,11 +32,13 @@ class Expectation:
     Attributes:
         score: The ranker's own.
         tokens: What that is in tokens, by the ranker's calibration.
+        standard: The score in standard deviations, by the same.
         ranker: Which ranker: the fingerprint of its folder.
     """
 
     score: float
     tokens: float
+    standard: float
     ranker: str
 
 
@@ -100,8 +102,11 @@ class LiveRanker:
         scores = scored(snapshot.ranker, prompts, str(self.folder)).tolist()
         self.num_batches += 1
         snapshot.scale.see(scores)
-        tokens_at = snapshot.scale.calibration.expected_tokens
-        return [Expectation(score, tokens_at(score), snapshot.fingerprint) for score in scores]
+        known, name = snapshot.scale.calibration, snapshot.fingerprint
+        return [
+            Expectation(score, known.expected_tokens(score), known.standard(score), name)
+            for score in scores
+        ]
 
     def load_from(self, folder: Path) -> None:
         """

@@ -9,6 +9,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean, pstdev
 from typing import NamedTuple, Protocol
 
 from pars.request.prompts import Request
@@ -55,10 +56,14 @@ class Calibration:
     tokens: tuple[float, ...] = _assumed(101)
     neutral_tokens: float = field(init=False)
     long_tokens: float = field(init=False)
+    _mean_score: float = field(init=False, repr=False)
+    _score_deviation: float = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "neutral_tokens", self.at_quantile(0.5))
         object.__setattr__(self, "long_tokens", max(1.0, self.at_quantile(LONG_QUANTILE)))
+        object.__setattr__(self, "_mean_score", fmean(self.scores or (0.0,)))
+        object.__setattr__(self, "_score_deviation", pstdev(self.scores or (0.0,)) or 1.0)
 
     @classmethod
     def of(cls, facts: RankerFacts) -> "Calibration":
@@ -93,6 +98,10 @@ class Calibration:
         low = high - 1
         part = (score - self.scores[low]) / (self.scores[high] - self.scores[low])
         return self.tokens[low] + part * (self.tokens[high] - self.tokens[low])
+
+    def standard(self, score: float) -> float:
+        """The score in standard deviations from the mean of the known ones, -3 to 3."""
+        return min(max((score - self._mean_score) / self._score_deviation, -3.0), 3.0)
 
     def at_quantile(self, quantile: float) -> float:
         """Expected answer tokens of the validation prompt at `quantile`, 0 to 1."""

@@ -113,7 +113,7 @@ class Control:
         if SWITCHES[wanted["learn"]] and predictor.learner is None:
             raise ParsError("learn: this gateway was started with --learn off")
         if wanted["ranker"] != self._state["ranker"]:
-            await asyncio.to_thread(predictor.load, wanted["ranker"])
+            await asyncio.to_thread(predictor.offline.load, wanted["ranker"])
         if predictor.learner is not None:
             predictor.learner.is_paused = not SWITCHES[wanted["learn"]]
         if wanted["policy"] != self._state["policy"] or wanted["shadow"] != self._state["shadow"]:

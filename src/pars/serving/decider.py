@@ -80,7 +80,7 @@ class Decider:
             learns = self._predictor.learner is not None
             await read_asked(asked, path, headers, body, with_signals=learns)
         except Exception as error:  # nothing here may cost a request
-            self._predictor.warn(error)
+            self._predictor.offline.warn(error)
         prediction = await self._predictor.predict(asked, is_trusted=wish.priority is not None)
         self._metrics.count(prediction.reason)
         demand = demand_of(asked.request, prediction.tokens, obey_limits=self._settings.obey_limits)

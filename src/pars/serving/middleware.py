@@ -198,8 +198,8 @@ class PriorityMiddleware:
     def parts_to_reload(self) -> dict[str, Callable[[], Awaitable[str]]]:
         """What can be read again without a restart, for `Reload`."""
         parts: dict[str, Callable[[], Awaitable[str]]] = {}
-        if self.predictor.has_ranker:
-            parts["the ranker"] = self.predictor.load_again
+        if self.predictor.offline.is_there:
+            parts["the ranker"] = self.predictor.offline.load_again
         if self.settings.key_offsets:
             again = self._decider.read_trust_again
             parts["the file of key offsets"] = partial(asyncio.to_thread, again)

@@ -120,7 +120,7 @@ class Pages:
         looks = await asyncio.gather(*map(_health_of, self._upstreams))
         is_up = any(look["reachable"] for look in looks)
         predictor = self._middleware.predictor
-        ranker, learner = predictor.ranker, predictor.learner
+        ranker, learner = predictor.offline.live, predictor.learner
         report: dict[str, Any] = {
             "server": SERVER_NAME,
             "status": "down" if not is_up else "ok" if predictor.can_order else "unscored",

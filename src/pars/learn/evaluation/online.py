@@ -1,8 +1,9 @@
 """
 What the ranker that learns while it serves would have been worth on a log: a replay in its order.
 
-Each row is predicted, then learned (prequential evaluation). Beside the running tau-b stands the
-order of the last fifth of the rows, which is never learned, after so many of the others.
+Each row is predicted, then learned (prequential evaluation); at first with the bundled ranker's
+word, as in the gateway. Beside the running tau-b stands the order of the last fifth of the rows,
+which is never learned, after so many of the others.
 """
 
 import math
@@ -17,6 +18,7 @@ from pars.learn.data.records import length_unit_of, read_records
 from pars.learn.evaluation.tables import table
 from pars.outcomes.records import CUT_SHORT
 from pars.ranking.intervals import Estimate, tau_b_interval
+from pars.ranking.online.bundled import BundledWord
 from pars.ranking.online.ranker import OnlineRanker
 from pars.ranking.order_metrics import pair_sums
 from pars.request.features import Signals, signals_of_row
@@ -104,18 +106,19 @@ def evaluate_online(path: Path, *, where: Iterable[tuple[str, str]] = ()) -> Onl
     known = {row.signals.text for row in learned}
     unseen = [row for row in held_out if row.signals.text not in known]
     result = OnlineEvaluation(path, length_unit_of(path), len(rows), len(held_out), len(unseen))
-    ranker = OnlineRanker(b"a replay is not kept")
+    ranker, bundled = OnlineRanker(b"a replay is not kept"), BundledWord()
+    order_of = _HeldOut(bundled, held_out).order_of
     told: list[tuple[float, float, bool, bool]] = []  # predicted, came, cut short, inside
     began_s, spent_s = time.process_time(), 0.0
     for number, row in enumerate(learned, 1):
-        guess = ranker.expect(row.signals)
+        guess = ranker.expect(row.signals, bundled.for_now(ranker, row.signals))
         ranker.learn(guess, row.length, is_lower_bound=row.is_censored)
         inside = guess.low_tokens <= row.length <= guess.high_tokens
         told.append((guess.log_tokens, row.length, row.is_censored, inside))
         if number in CHECKPOINTS or number == len(learned):
             spent_s += time.process_time() - began_s
-            result.after[number] = _order_of(ranker, held_out)
-            result.after_on_unseen[number] = _order_of(ranker, unseen)
+            result.after[number] = order_of(ranker, held_out)
+            result.after_on_unseen[number] = order_of(ranker, unseen)
             began_s = time.process_time()
     result.learning_us = spent_s / len(learned) * 1e6
     result.windows = [
@@ -165,9 +168,20 @@ def _replayed(path: Path, where: list[tuple[str, str]]) -> Iterator[Replayed]:
         )
 
 
-def _order_of(ranker: OnlineRanker, rows: list[Replayed]) -> Estimate:
-    scores = [ranker.expect(row.signals).log_tokens for row in rows]
-    return _tau_b(scores, [row.length for row in rows], [row.is_censored for row in rows])
+class _HeldOut:
+    """Rows that are never learned, and the bundled ranker's word on each."""
+
+    def __init__(self, bundled: BundledWord, rows: list[Replayed]) -> None:
+        words = bundled.of_all([row.signals.text for row in rows])
+        self._words = dict(zip(map(id, rows), words, strict=True))
+
+    def order_of(self, ranker: OnlineRanker, rows: list[Replayed]) -> Estimate:
+        """How well `ranker` orders some of the rows by now."""
+        share = ranker.bundled_share
+        scores = [
+            ranker.expect(row.signals, share * self._words[id(row)]).log_tokens for row in rows
+        ]
+        return _tau_b(scores, [row.length for row in rows], [row.is_censored for row in rows])
 
 
 def _tau_b(scores: list[float], lengths: list[float], is_censored: list[bool]) -> Estimate:

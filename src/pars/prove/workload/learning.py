@@ -1,13 +1,14 @@
 """
-What the ranker that learns while it serves knows of a workload's requests: nothing, then more.
+What the ranker that learns while it serves knows of a workload's requests: little, then more.
 
 A request is expected something of at its arrival, by the answers that ended before it; its own
-answer is learned when it ends, as a server has it. Until its order is better than chance the queue
-is first come, first served.
+answer is learned when it ends, as a server has it. At first it hears the bundled ranker. Where its
+order is no better than chance the queue is first come, first served.
 """
 
 from pars.errors import ParsError
 from pars.prove.workload.workload import WorkloadRequest
+from pars.ranking.online.bundled import BundledWord
 from pars.ranking.online.ranker import Guess, OnlineRanker
 from pars.request.conversation import split_note
 from pars.request.features import Signals
@@ -17,20 +18,24 @@ from pars.scheduling.demand import Demand, demand_of
 
 class LearningEstimator:
     """
-    One run's ranker, which begins with nothing.
+    One run's ranker, which has learned nothing yet.
+
+    Args:
+        hears_bundled: The bundled ranker is asked at first, as the gateway does by default.
 
     Attributes:
         ranker: The same.
     """
 
-    def __init__(self) -> None:
-        self.ranker = OnlineRanker(b"a simulation keeps nothing")
+    def __init__(self, *, hears_bundled: bool = True) -> None:
+        self.ranker = OnlineRanker(b"a simulation keeps nothing", begins_ordered=hears_bundled)
+        self._bundled = BundledWord() if hears_bundled else None
         self._guesses: dict[str, tuple[Guess, int | None]] = {}
 
     @property
     def is_ordered(self) -> bool:
-        """Whether it orders better than chance by now."""
-        return self.ranker.gauge.is_useful
+        """Whether to order by it, by now."""
+        return self.ranker.is_useful
 
     @property
     def long_tokens(self) -> float:
@@ -49,7 +54,9 @@ class LearningEstimator:
                 f"request {request.request_id} has no prompt, so nothing can be learned: policy"
                 " online needs a workload made from --records"
             )
-        guess = self.ranker.expect(signals_of_workload(request))
+        signals = signals_of_workload(request)
+        word = 0.0 if self._bundled is None else self._bundled.for_now(self.ranker, signals)
+        guess = self.ranker.expect(signals, word)
         self._guesses[request.request_id] = guess, request.max_tokens
         expected = guess.tokens if self.is_ordered else self.ranker.neutral_tokens
         prompt = Prompt(request.prompt, request.prompt_tokens)

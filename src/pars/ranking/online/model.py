@@ -19,6 +19,7 @@ from pars.ranking.online.reading import NUM_DENSE, NUM_SLOTS, Reading
 
 RATE = 0.2
 FIRST_SQUARES = 1e-2  # of AdaGrad
+STACKED_WEIGHT = 0.3  # of an offline ranker's word before any answer: a tau-b of about 0.2
 PRIOR = 5.0  # ridge of the dense weights, in requests
 MAX_ERROR = 3.0  # standard deviations that one answer counts for (Huber 1964): one caller's
 # odd answers move the weights that others share only so far
@@ -26,6 +27,7 @@ NUM_CALLERS = 1 << 12  # told apart; more share
 MEMORY = 0.02  # of a caller's answers, so about the last fifty
 FIRST_VARIANCE = 2.0  # a caller is taken at his word until his own answers outweigh this
 ENOUGH_SLOPE = 2.0  # answers count in full from a slope of one half on
+FIRST_DEVIATION = 1.0  # of log tokens, before there are two answers
 LEAST_DEVIATION = 0.1  # of log tokens; equal answers have none
 
 
@@ -73,6 +75,7 @@ class OnlineModel:
         self.weights = np.zeros(NUM_SLOTS, dtype=np.float32)
         self.squares = np.full(NUM_SLOTS, FIRST_SQUARES, dtype=np.float32)
         self.dense = np.zeros(NUM_DENSE)
+        self.dense[-1] = STACKED_WEIGHT
         self.covariance = np.eye(NUM_DENSE) / PRIOR
         self.callers = Callers()
         self._change = np.empty_like(self.covariance)
@@ -83,6 +86,8 @@ class OnlineModel:
     @property
     def deviation(self) -> float:
         """Of log tokens, so far."""
+        if self.num_learned < 2:
+            return FIRST_DEVIATION
         return max(LEAST_DEVIATION, math.sqrt(self.squared_deviation / max(1, self.num_learned)))
 
     def predict(self, reading: Reading) -> float:

@@ -28,6 +28,9 @@ WINDOW = 1000  # answers that the gauge looks back
 FEWEST = 12  # answers before the order can count as better than chance
 JUDGE_EVERY = 5  # answers, at first; a tenth of the window later on
 LONG_DEVIATIONS = 1.2816  # the 0.9 quantile of a normal distribution
+# The bundled ranker's word counts in full up to so many answers, and not at all after so many.
+BUNDLED_COUNTS = (300, 1_000)
+TRIAL = 200  # answers in which an order that began with some knowledge need not be proven
 MAX_LOG_TOKENS = math.log1p(1 << 24)
 
 
@@ -99,18 +102,42 @@ class OnlineRanker:
     Args:
         secret: Features are hashed under it; None: one that nobody knows.
         model: What was learned before.
+        begins_ordered: It hears an offline ranker's word from the first request on.
 
     Attributes:
         gauge: How well it has ordered lately.
         num_inside, num_told: Answers inside the interval that was told before, and all of them.
     """
 
-    def __init__(self, secret: bytes | None = None, model: OnlineModel | None = None) -> None:
+    def __init__(
+        self,
+        secret: bytes | None = None,
+        model: OnlineModel | None = None,
+        *,
+        begins_ordered: bool = False,
+    ) -> None:
         self.reader = Reader(secret or secrets.token_bytes(32))
         self.model = model or OnlineModel()
         self.gauge = Gauge()
         self.width = FIRST_WIDTH
         self.num_inside = self.num_told = 0
+        self._begins_ordered = begins_ordered or self.model.num_learned >= FEWEST
+
+    @property
+    def is_useful(self) -> bool:
+        """
+        Whether to order by it: its order is better than chance, beyond doubt; or it began with some
+        knowledge, and the first answers do not speak against it.
+        """
+        gauge = self.gauge
+        is_on_trial = self._begins_ordered and gauge.num_seen < TRIAL
+        return gauge.is_useful or (is_on_trial and not gauge.tau_b.value <= 0.0)
+
+    @property
+    def bundled_share(self) -> float:
+        """What the bundled ranker's word is to be multiplied by for `expect` by now, 1 to 0."""
+        full, none = BUNDLED_COUNTS
+        return min(1.0, max(0.0, (none - self.model.num_learned) / (none - full)))
 
     @property
     def neutral_tokens(self) -> float:
@@ -128,8 +155,8 @@ class OnlineRanker:
         What is expected of the request's answer.
 
         Args:
-            stacked: What an offline ranker says, standardised; it counts for what it proves to
-                be worth.
+            stacked: What an offline ranker says, standardised (`Calibration.standard`); it counts
+                for what it proves to be worth.
         """
         reading = self.reader.read(signals, stacked)
         log_tokens = min(max(self.model.predict(reading), 0.0), MAX_LOG_TOKENS)

@@ -22,7 +22,7 @@ from statistics import fmean, stdev
 import numpy as np
 import torch
 from data import SOURCES, Rows, in_test
-from train_one import Spec, train_lite
+from train_one import Spec, train_one
 
 from pars.ranking.order_metrics import pair_sums
 
@@ -87,7 +87,8 @@ def measure(
         chosen = rng.permutation(len(train[0]))[:num_prompts]
         lengths = rng.permuted(train[1][chosen], axis=1)[:, :repeats]
         rows = replace(train[0].part(chosen.tolist()), lengths=np.exp(np.log(lengths).mean(axis=1)))
-        scores, _ = train_lite(replace(SPEC, seed=seed, epochs=epochs), rows, test[0])
+        spec = replace(SPEC, seed=seed, epochs=epochs)
+        scores = train_one(spec, rows, [test[0]], None).scores[0]
         taus.append(fmean(pair_sums(scores, of).tau_b() for of in test[1].T))
     line = {
         "num_generations": num_prompts * repeats,

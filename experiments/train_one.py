@@ -1,8 +1,8 @@
 """
 Trains one ranker of the experiments and scores held-out prompts with it.
 
-Apart from `pars train`, so that objectives and networks that lost can be kept here and not in the
-package; the winner is what `pars.learn` implements.
+Apart from `pars train`, so that networks that lost can be kept here and not in the package; its
+objectives are the package's, spelled as results.jsonl has them, and one more that lost.
 """
 
 import math
@@ -14,11 +14,24 @@ from typing import Any
 import numpy as np
 import torch
 from data import Record, Rows
-from objectives import Objective, objective
 from torch import Tensor, nn
 
+from pars.learn.training.batches import comparable_pairs
 from pars.learn.training.models import load_encoder
-from pars.learn.training.networks import PAIR_FACTORS
+from pars.learn.training.networks import PAIR_FACTORS, Readout
+from pars.learn.training.objectives import (
+    READOUTS,
+    Targets,
+    class_edges,
+    classes,
+    listmle,
+    log_t,
+    pairwise_logistic,
+    pairwise_margin,
+    pointwise,
+    quantiles,
+    spread_of,
+)
 from pars.ranking.ranker import pad
 from pars.ranking.word_vectors import word_vectors
 from pars.request.conversation import with_note
@@ -230,6 +243,53 @@ class Trained:
     score_cpu_us: float  # a prompt of the first set, read and scored in batches
 
 
+@dataclass(frozen=True)
+class Objective:
+    """What is asked of the network: a loss of its outputs and the batch's log lengths."""
+
+    readout: Readout
+    loss_of: Callable[[Tensor, Targets], Tensor]
+    threshold: float = 0.0
+    temperature: float = 0.0
+
+    def loss(self, outputs: Tensor, logs: Tensor) -> Tensor:
+        pairs = comparable_pairs(np.exp(logs.double().numpy()), self.threshold)
+        longer, shorter = (torch.from_numpy(places) for places in pairs)
+        certainty = torch.ones(len(longer))
+        if self.temperature:
+            certainty = torch.sigmoid((logs[longer] - logs[shorter]) / self.temperature)
+        is_censored = torch.zeros(len(logs), dtype=torch.bool)
+        return self.loss_of(outputs, Targets(longer, shorter, certainty, logs, is_censored))
+
+
+def log_normal(outputs: Tensor, targets: Targets) -> Tensor:
+    """A normal distribution of the log length, by mean and spread; the score is the mean."""
+    spread = spread_of(outputs)
+    return (0.5 * ((targets.logs - outputs[:, 0]) / spread) ** 2 + spread.log()).mean()
+
+
+def objective(name: str, logs: Tensor) -> Objective:
+    """By its spelling: NAME or NAME:NUMBER; `logs` are the training log lengths."""
+    kind, _, number = name.partition(":")
+    match kind:
+        case "margin":
+            return Objective(Readout(), pairwise_margin(1.0), threshold=float(number or 0.2))
+        case "logistic":
+            return Objective(Readout(), pairwise_logistic, threshold=float(number or 0.0))
+        case "soft":
+            return Objective(Readout(), pairwise_logistic, temperature=float(number or 0.5))
+        case "classes":
+            return Objective(READOUTS["classes"], classes(class_edges(logs)))
+    others = {
+        "listmle": (Readout(), listmle), "regression": (Readout(), pointwise),
+        "lognormal": (READOUTS["log-t"], log_normal), "logt": (READOUTS["log-t"], log_t),
+        "quantiles": (READOUTS["quantiles"], quantiles),
+    }  # fmt: skip
+    if kind not in others:
+        raise SystemExit(f"unknown objective {name}")
+    return Objective(*others[kind])
+
+
 def train_one(spec: Spec, train: Rows, tests: Sequence[Rows], minilm: str | None) -> Trained:
     """Train on some rows, score others."""
     torch.manual_seed(spec.seed)
@@ -242,7 +302,7 @@ def train_one(spec: Spec, train: Rows, tests: Sequence[Rows], minilm: str | None
         )
         encode, collate, size = inputs.encode, inputs.collate, lambda row: len(row[0])
         encoded = encode(train)
-        network = inputs.network(wanted.num_outputs, dict(spec.network), len(encoded[0][1]))
+        network = inputs.network(wanted.readout.num_outputs, dict(spec.network), len(encoded[0][1]))
     else:
         if not minilm:
             raise SystemExit("--minilm is needed: the folder of all-MiniLM-L6-v2")
@@ -327,5 +387,5 @@ def score(
     for start in range(0, len(order), per_pass):
         rows = order[start : start + per_pass]
         outputs = network(*collate([encoded[row] for row in rows]))
-        scores[rows] = wanted.score(outputs).double().numpy()
+        scores[rows] = wanted.readout.score(outputs).double().numpy()
     return scores

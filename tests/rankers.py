@@ -72,6 +72,15 @@ def tiny_encoder(folder: Path):
     return folder
 
 
+def other_model(folder: Path, config):
+    """A tiny model of another kind, with the tokenizer of the tiny encoder."""
+    from transformers import AutoModel, AutoTokenizer
+
+    AutoTokenizer.from_pretrained(tiny_encoder(folder / "bert")).save_pretrained(folder / "other")
+    AutoModel.from_config(config).save_pretrained(folder / "other")
+    return str(folder / "other")
+
+
 def lite_ranker(folder: Path, seed=0, reads_notes=False):
     """An untrained lite ranker over the words of `rows`, exported."""
     import torch

@@ -1,7 +1,6 @@
 """Training: what is learnt, what is written, what is continued."""
 
 import json
-import math
 import os
 import signal
 import socket
@@ -21,13 +20,12 @@ from pars.learn.training.config import (
     with_epochs,
     with_preset,
 )
-from pars.learn.training.losses import logistic_loss, margin_loss
 from pars.learn.training.models import load_encoder, load_weights
 from pars.learn.training.train import train
 from pars.ranking.ranker import Ranker
 from pars.request.conversation import with_note
 
-from rankers import rows, tiny_encoder, write_data, write_pairs
+from rankers import other_model, rows, tiny_encoder, write_data, write_pairs
 
 pytestmark = pytest.mark.torch
 
@@ -72,23 +70,6 @@ def assert_equal_states(one, other, tolerance=0.0):
     assert one.keys() == other.keys()
     for name, tensor in one.items():
         torch.testing.assert_close(tensor, other[name], atol=tolerance, rtol=0, msg=name)
-
-
-def test_margin_loss_of_three_pairs_worked_out_by_hand():
-    """Gaps 2, 0.5 and -1 at margin 1 cost 0, 0.5 and 2: the mean is 2.5 / 3."""
-    longer, shorter = torch.tensor([3.0, 1.0, 0.0]), torch.tensor([1.0, 0.5, 1.0])
-
-    assert margin_loss(longer, shorter, torch.ones(3), 1.0).item() == pytest.approx(2.5 / 3)
-
-
-def test_logistic_loss_of_an_uncertain_pair_is_least_at_its_certainty():
-    """At certainty 3/4 the best gap is log 3, and the loss there the entropy of 3/4, 0.5623."""
-    gaps = torch.tensor([[0.5], [math.log(3)], [2.0]])
-
-    losses = [logistic_loss(gap, torch.zeros(1), torch.tensor([0.75]), 0).item() for gap in gaps]
-
-    assert losses[1] == pytest.approx(0.5623, abs=1e-4)
-    assert losses[1] < min(losses[0], losses[2])
 
 
 def test_lite_learns_that_stories_are_long(data, tmp_path):
@@ -314,7 +295,8 @@ def test_pickled_code_in_a_checkpoint_is_not_run(data, bert, tmp_path):
         ("threshold", 1.5, "--threshold must be between 0 and 1, not 1.5"),
         ("batch_size", 0, "--batch-size must be at least 1, not 0"),
         ("learning_rate", 0.0, "--learning-rate must be above 0"),
-        ("loss", "listwise", "--loss must be margin or logistic, not listwise"),
+        ("objective", "listwise", "--objective must be one of pairwise-margin, .*, not listwise"),
+        ("pooling", "first", "--pooling must be one of auto, mean, cls, last, not first"),
     ],
 )
 def test_a_wrong_option_is_named(data, tmp_path, option, value, says):
@@ -327,7 +309,7 @@ def test_a_wrong_option_is_named(data, tmp_path, option, value, says):
     ("option", "value", "way_in", "says"),
     [
         ("model_name", "roberta", "data", "--model-name has no effect without --model encoder"),
-        ("margin", 2.0, "data", "--margin has no effect without --loss margin"),
+        ("margin", 2.0, "data", "--margin has no effect without --objective pairwise-m"),
         ("threshold", 0.3, "pairs", "--threshold has no effect without --train-data"),
         ("label_temperature", 1.0, "pairs", "--label-temperature has no effect without --train-d"),
     ],
@@ -349,7 +331,11 @@ def test_a_preset_is_a_model_with_its_defaults_and_options_go_first(data, tmp_pa
 
     small = TrainConfig(**with_preset("small", None, {**files, "num_epochs": 3}))
 
-    assert (small.model, small.loss, small.num_epochs) == ("encoder", "logistic", 3)
+    assert (small.model, small.objective, small.num_epochs) == (
+        "encoder",
+        "pairwise-logistic",
+        3,
+    )
     assert small.model_name.endswith("all-MiniLM-L6-v2")
     assert with_preset("base", None, files) == {"model": "encoder", **files}
     for name in PRESETS:
@@ -506,22 +492,10 @@ def test_a_failed_export_leaves_the_old_folder(data, bert, tmp_path):
     assert (tmp_path / "ranker/model.onnx").read_bytes() == before
 
 
-def other_model(folder, config):
-    """A tiny model of another kind, with the tokenizer of the tiny encoder."""
-    from transformers import AutoModel, AutoTokenizer
+def test_an_encoder_with_a_decoder_is_refused_before_the_training(tmp_path):
+    """No vector of it is one of the whole prompt alone."""
+    from transformers import T5Config
 
-    AutoTokenizer.from_pretrained(tiny_encoder(folder / "bert")).save_pretrained(folder / "other")
-    AutoModel.from_config(config).save_pretrained(folder / "other")
-    return str(folder / "other")
-
-
-def test_a_decoder_is_refused_before_the_training(tmp_path):
-    """Its first token has seen nothing of the prompt; so has that of an encoder with a decoder."""
-    from transformers import GPT2Config, T5Config
-
-    gpt2 = other_model(tmp_path / "gpt2", GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=99))
-    with pytest.raises(RankerError, match="gpt2 is a decoder"):
-        load_encoder(gpt2, 16)
     small = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 1, "vocab_size": 99}
     t5 = other_model(tmp_path / "t5", T5Config(**small))
     with pytest.raises(RankerError, match="t5 is an encoder with a decoder"):

@@ -1,4 +1,4 @@
-"""Commands of the learn lane: prepare, train, export, evaluate, noise."""
+"""Commands of the learn lane that make a ranker: prepare, train, export."""
 
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from pars.errors import MissingExtra, ParsError
+from pars.learn.training.config import OBJECTIVES, POOLINGS
 
 SOURCE_NAMES = ("alpaca", "code", "lmsys", "math", "sharegpt", "records")
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -111,10 +112,13 @@ def prepare(output_dir: Path, where: tuple[str, ...], **options: Any) -> None:
     "--num-epochs", int, "3; small 2; lite 3 to 12, more of few prompts", "Passes over the data."
 )
 @option("--learning-rate", float, "2e-5; small 1e-4; lite 3e-3", "Highest learning rate of AdamW.")
-@option(
-    "--loss", click.Choice(["margin", "logistic"]), "margin; small, lite logistic", "Of a pair."
+@click.option(
+    "--objective",
+    type=click.Choice(OBJECTIVES),
+    help="What is asked of the ranker; all but the pairwise ones need --train-data."
+    "  [default: pairwise-margin; small, lite pairwise-logistic]",
 )
-@option("--margin", float, "1.0", "Of the margin loss.")
+@option("--margin", float, "1.0", "Of pairwise-margin.")
 @option(
     "--threshold", float, "0.2; small, lite 0", "Least relative length difference (--train-data)."
 )
@@ -122,7 +126,13 @@ def prepare(output_dir: Path, where: tuple[str, ...], **options: Any) -> None:
     "--label-temperature",
     float,
     "0: certain; small, lite 0.5",
-    "Softens logistic labels of pairs that differ little (--train-data).",
+    "Softens pairwise-logistic labels of pairs that differ little (--train-data).",
+)
+@option(
+    "--pooling",
+    click.Choice(POOLINGS),
+    "auto: pooler or first token; of decoders the last",
+    "How an encoder's tokens become one vector.",
 )
 @option("--warmup-ratio", float, "0.1", "Share of the steps with a rising learning rate.")
 @option("--weight-decay", float, "0.01; lite 0", "Of AdamW.")
@@ -169,6 +179,8 @@ def train(preset: str | None, model: str | None, **options: Any) -> None:
 @click.option("--output-dir", type=FOLDER, required=True, help="The ranker folder to write.")
 @click.option("--val-data", type=FILE, help="Held-out prompts with lengths, for the calibration.")
 @click.option("--reads-notes", is_flag=True, help="It was trained with conversations' notes.")
+@click.option("--pooling", default="auto", show_default=True, help="What it was trained with.")
+@click.option("--objective", default="pairwise-margin", show_default=True, help="Likewise.")
 def export(
     checkpoint: Path,
     model_name: str,
@@ -176,6 +188,8 @@ def export(
     output_dir: Path,
     val_data: Path | None,
     reads_notes: bool,
+    pooling: str,
+    objective: str,
 ) -> None:
     """Make a portable ranker folder from a PyTorch checkpoint."""
     need("pars export", TRAINING)
@@ -188,105 +202,10 @@ def export(
         max_length=max_length,
         val_data=val_data,
         reads_notes=reads_notes,
+        pooling=pooling,
+        objective=objective,
     )
     print(f"Ranker: {output_dir} (try: pars serve --ranker {output_dir})")
 
 
-@click.command()
-@click.option(
-    "--ranker",
-    metavar="RANKER",
-    help="A ranker folder, or module:object with score(list[str]).  [default: the bundled one]",
-)
-@click.option("--data", type=FILE, help="val_data.json, or prompts with lengths.")
-@click.option(
-    "--online",
-    type=FILE,
-    help="Instead: replay this file in its order with the ranker that learns while it serves.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON (with --online).")
-@click.option("--train-data", type=FILE, help="What TF-IDF is fitted on.  [default: other folds]")
-@click.option("--where", multiple=True, metavar="FIELD=VALUE", help="Keep only such rows; repeats.")
-@click.option("--threshold", type=float, default=0.2, show_default=True, help="Of filtered pairs.")
-@click.option("--resamples", type=int, default=1000, show_default=True, help="For the intervals.")
-@click.option("--output-dir", type=FOLDER, help="Also write evaluation.json and evaluation.png.")
-def evaluate(
-    ranker: str | None,
-    data: Path | None,
-    online: Path | None,
-    as_json: bool,
-    train_data: Path | None,
-    where: tuple[str, ...],
-    threshold: float,
-    resamples: int,
-    output_dir: Path | None,
-) -> None:
-    """Compare a ranker's order with that of the answers' lengths."""
-    from pars.files import write_json
-
-    if online is not None:
-        if data is not None or ranker is not None:
-            raise ParsError("--online takes no --data and no --ranker: it begins with nothing")
-        _evaluate_online(online, where, as_json)
-        return
-    if data is None:
-        raise ParsError("give --data FILE, or --online FILE")
-    need("pars evaluate", ("sklearn", "matplotlib"))
-    from pars.learn.evaluation.evaluate import evaluate as run
-    from pars.learn.evaluation.evaluate import render
-    from pars.ranking.ranker import bundled_ranker
-
-    if not 0 <= threshold <= 1:
-        raise ParsError(f"--threshold must be between 0 and 1, not {threshold}")
-    if resamples < 100:
-        raise ParsError(f"--resamples must be at least 100, not {resamples}")
-    result = run(
-        ranker or bundled_ranker(),
-        data,
-        train_data=train_data,
-        threshold=threshold,
-        num_resamples=resamples,
-        where=conditions(where),
-    )
-    print(render(result))
-    if output_dir:
-        write_json(output_dir / "evaluation.json", result.as_json())
-        from pars.learn.evaluation import plots
-
-        plots.evaluation(result, output_dir / "evaluation.png")
-        print(f"Written: {output_dir / 'evaluation.json'}, {output_dir / 'evaluation.png'}")
-
-
-def _evaluate_online(records: Path, where: tuple[str, ...], as_json: bool) -> None:
-    import json
-
-    from pars.learn.evaluation.online import evaluate_online, render
-
-    result = evaluate_online(records, where=conditions(where))
-    print(json.dumps(result.as_json(), indent=2) if as_json else render(result))
-
-
-@click.command()
-@click.option("--data", type=FILE, required=True, help="Prompts with several answers, or lengths.")
-@click.option("--where", multiple=True, metavar="FIELD=VALUE", help="Keep only such rows; repeats.")
-@click.option("--resamples", type=int, default=1000, show_default=True, help="For the intervals.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Random seed for sampling.")
-@click.option("--output-dir", type=FOLDER, help="Also write noise.json.")
-def noise(
-    data: Path, where: tuple[str, ...], resamples: int, seed: int, output_dir: Path | None
-) -> None:
-    """Estimate the best possible tau-b from repeated answers."""
-    from pars.files import write_json
-    from pars.learn.evaluation.noise import measure_noise
-    from pars.learn.evaluation.noise_report import render
-
-    if resamples < 100:
-        raise ParsError(f"--resamples must be at least 100, not {resamples}")
-    result = measure_noise(data, num_resamples=resamples, where=conditions(where), seed=seed)
-    print(render(result))
-    if output_dir:
-        write_json(output_dir / "noise.json", result.as_json())
-        print(f"Written: {output_dir / 'noise.json'}")
-
-
-LEARN_COMMANDS: tuple[click.Command, ...] = (prepare, train, export, evaluate, noise)
+LEARN_COMMANDS: tuple[click.Command, ...] = (prepare, train, export)

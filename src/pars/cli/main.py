@@ -14,6 +14,7 @@ from pars import __version__
 from pars.cli.bench import BENCH_COMMANDS
 from pars.cli.collect import COLLECT_COMMANDS
 from pars.cli.doctor import DOCTOR_COMMANDS
+from pars.cli.evaluate import EVALUATE_COMMANDS
 from pars.cli.forget import FORGET_COMMANDS
 from pars.cli.learn import LEARN_COMMANDS
 from pars.cli.operate import OPERATE_COMMANDS
@@ -31,6 +32,7 @@ def commands() -> None:
 
 LANES = (
     LEARN_COMMANDS,
+    EVALUATE_COMMANDS,
     COLLECT_COMMANDS,
     OWN_TRAFFIC_COMMANDS,
     FORGET_COMMANDS,

@@ -21,13 +21,16 @@ class Batch:
     """
     Prompt indices [num_prompts]; pair k says prompts[longer[k]] outlasts prompts[shorter[k]].
 
-    `certainty` [num_pairs] is the probability that another answer to each would say so too.
+    `certainty` [num_pairs] is the probability that another answer to each would say so too. The
+    answers' `lengths` [num_prompts], and whether they were cut short there, are None of pairs.
     """
 
     prompts: IntArray
     longer: IntArray
     shorter: IntArray
     certainty: NDArray[np.float32]
+    lengths: NDArray[np.float64] | None = None
+    is_censored: NDArray[np.bool_] | None = None
 
 
 class BatchSource(Protocol):
@@ -106,7 +109,8 @@ class LengthBatches:
             is_known = ~self._is_censored[prompts[shorter]]
             longer, shorter = longer[is_known], shorter[is_known]
             certainty = self._certainty(prompts[longer], prompts[shorter])
-            yield Batch(prompts, longer, shorter, certainty)
+            lengths, cut = self._lengths[prompts], self._is_censored[prompts]
+            yield Batch(prompts, longer, shorter, certainty, lengths, cut)
 
     def _certainty(self, longer: IntArray, shorter: IntArray) -> NDArray[np.float32]:
         if self._label_temperature == 0:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from pars.errors import RankerError
 from pars.learn.training.models import PromptModel, load_encoder, load_weights
+from pars.learn.training.objectives import READOUTS
 from pars.ranking.ranker import PROMPTS_PER_PASS
 from pars.ranking.ranker_info import RankerInfo
 from pars.request.conversation import as_read
@@ -44,12 +45,15 @@ class CheckpointRanker:
         max_length: int = 128,
         device: str = "cpu",
         reads_notes: bool = False,
+        pooling: str = "auto",
+        objective: str = "pairwise-margin",
     ) -> "CheckpointRanker":
         """
         Load the encoder `model_name` and the checkpoint's weights into it.
 
         Args:
             reads_notes: whether it was trained with notes of conversations, which PARS's were not.
+            pooling, objective: what it was trained with.
 
         Raises:
             RankerError: the encoder or the checkpoint cannot be loaded, or there is no such device.
@@ -58,7 +62,7 @@ class CheckpointRanker:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
             raise RankerError(f"device {device!r}: {str(error).splitlines()[0]}") from error
-        model = load_encoder(model_name, max_length)
+        model = load_encoder(model_name, max_length, pooling, READOUTS.get(objective))
         load_weights(model.network, path)
         return cls(path, model, model_name, device, reads_notes)
 

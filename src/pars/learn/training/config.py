@@ -9,14 +9,16 @@ from typing import Any
 
 from pars.errors import ParsError
 
-LOSSES = ("margin", "logistic")
+PAIRWISE = ("pairwise-margin", "pairwise-logistic")
+OBJECTIVES = (*PAIRWISE, "pointwise", "listmle", "classes", "log-t", "quantiles")
+POOLINGS = ("auto", "mean", "cls", "last")
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 # Options that metrics.json repeats: PARS's eight, then ours.
 REPORTED = (
     "train_file", "val_file", "model_name", "batch_size", "num_epochs", "learning_rate", "margin",
-    "max_length", "train_data", "val_data", "model", "loss", "label_temperature", "threshold",
-    "seed", "precision",
+    "max_length", "train_data", "val_data", "model", "objective", "label_temperature", "threshold",
+    "seed", "precision", "pooling",
 )  # fmt: skip
 # Options that may differ when a training is continued: they change where, not what.
 MAY_DIFFER = {"output_dir", "resume_from", "num_workers"}
@@ -30,7 +32,9 @@ class TrainConfig:
     Either `train_file` and `val_file` (pair files) or `train_data` and `val_data` (prompts with
     answer lengths) are given. With pair files, `val_data` beside them lets tau-b be reported too.
     0 epochs are as many as the number of rows asks for (`with_epochs`). `precision` is of an
-    encoder's matrix products: auto takes the faster that the device has.
+    encoder's matrix products: auto takes the faster that the device has. `pooling` is how its
+    tokens' vectors become one: auto is the pooler of an encoder that has one, else its first token
+    (PARS), and the last token of a decoder.
     """
 
     output_dir: Path
@@ -44,7 +48,7 @@ class TrainConfig:
     batch_size: int = 128
     num_epochs: int = 3
     learning_rate: float = 2e-5
-    loss: str = "margin"
+    objective: str = "pairwise-margin"
     margin: float = 1.0
     threshold: float = 0.2
     label_temperature: float = 0.0
@@ -52,6 +56,7 @@ class TrainConfig:
     weight_decay: float = 0.01
     num_workers: int = 0
     precision: str = "auto"
+    pooling: str = "auto"
     seed: int = 42
     resume_from: Path | None = None
 
@@ -66,7 +71,14 @@ class TrainConfig:
         if any(pairs) and self.train_data:
             raise ParsError("--train-file and --train-data are two ways in: give one of them")
         _check(self.model in ("encoder", "lite"), "--model", "encoder or lite", self.model)
-        _check(self.loss in LOSSES, "--loss", " or ".join(LOSSES), self.loss)
+        for name, known in (("objective", OBJECTIVES), ("pooling", POOLINGS)):
+            value = getattr(self, name)
+            _check(value in known, name, f"one of {', '.join(known)}", value)
+        if self.train_file and self.objective not in PAIRWISE:
+            raise ParsError(
+                f"--objective {self.objective} needs lengths: give --train-data and --val-data"
+                " in place of --train-file, which has pairs"
+            )
         _check(self.precision in PRECISIONS, "--precision", ", ".join(PRECISIONS), self.precision)
         for name in ("max_length", "batch_size"):
             _check(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
@@ -97,7 +109,7 @@ LITE_DEFAULTS: dict[str, Any] = {
     "batch_size": 64,
     "num_epochs": 0,
     "learning_rate": 3e-3,
-    "loss": "logistic",
+    "objective": "pairwise-logistic",
     "threshold": 0.0,
     "label_temperature": 0.5,
     "weight_decay": 0.0,
@@ -107,7 +119,7 @@ SMALL_DEFAULTS: dict[str, Any] = {
     "batch_size": 64,
     "num_epochs": 2,
     "learning_rate": 1e-4,
-    "loss": "logistic",
+    "objective": "pairwise-logistic",
     "threshold": 0.0,
     "label_temperature": 0.5,
 }
@@ -158,8 +170,11 @@ def check_effect(given: Collection[str], config: TrainConfig) -> None:
     without_effect = {
         "model_name": config.model == "lite" and "--model encoder",
         "precision": config.model == "lite" and "--model encoder",
-        "margin": config.loss != "margin" and "--loss margin",
-        "label_temperature": (config.loss != "logistic" and "--loss logistic")
+        "pooling": config.model == "lite" and "--model encoder",
+        "margin": config.objective != "pairwise-margin" and "--objective pairwise-margin",
+        "label_temperature": (
+            config.objective != "pairwise-logistic" and "--objective pairwise-logistic"
+        )
         or (from_pairs and "--train-data"),
         "threshold": from_pairs and "--train-data (a pair file's threshold is in its name)",
     }

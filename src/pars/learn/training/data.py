@@ -34,6 +34,7 @@ class TrainingData:
     prompts: list[str]
     batches: BatchSource
     validation: Validation
+    lengths: NDArray[np.float64]  # [num_prompts], of the answers; empty of pair files
 
 
 def read_training_data(config: TrainConfig) -> TrainingData:
@@ -50,7 +51,7 @@ def read_training_data(config: TrainConfig) -> TrainingData:
             batch_size=config.batch_size,
             seed=config.seed,
         )
-        return TrainingData(pairs.prompts, batches, _validation(val_rows, val_pairs))
+        return TrainingData(pairs.prompts, batches, _validation(val_rows, val_pairs), np.empty(0))
     assert config.train_data is not None  # TrainConfig made sure
     assert config.val_data is not None
     return training_data(read_data(config.train_data), read_data(config.val_data), config)
@@ -82,7 +83,7 @@ def training_data(rows: list[Row], val_rows: list[Row], config: TrainConfig) -> 
         is_censored=[row.is_censored for row in rows],
     )
     validation = _validation(val_rows, _draw_pairs(val_rows, config))
-    return TrainingData([row.prompt for row in rows], batches, validation)
+    return TrainingData([row.prompt for row in rows], batches, validation, np.array(lengths))
 
 
 def _draw_pairs(rows: list[Row], config: TrainConfig) -> PairFile:

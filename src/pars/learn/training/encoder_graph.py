@@ -50,6 +50,7 @@ def is_bert(network: EncoderRanker) -> bool:
     config: Any = network.encoder.config
     return (
         config.model_type == "bert"
+        and network.pooling == "auto"
         and not getattr(config, "is_decoder", False)
         and getattr(config, "position_embedding_type", "absolute") == "absolute"
         and getattr(network.encoder, "pooler", None) is not None
@@ -63,6 +64,7 @@ class FirstTokenBert(nn.Module):  # type: ignore[misc]  # torch is not checked a
         super().__init__()
         self.embeddings, self.pooler = network.encoder.embeddings, network.encoder.pooler
         self.layers, self.fc = network.encoder.encoder.layer, network.fc
+        self.readout = network.readout
         self.num_heads = network.encoder.config.num_attention_heads
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -72,7 +74,7 @@ class FirstTokenBert(nn.Module):  # type: ignore[misc]  # torch is not checked a
         for number, layer in enumerate(self.layers):
             is_last = number == len(self.layers) - 1
             hidden = self._layer(layer, hidden, hidden[:, :1] if is_last else hidden, hides)
-        return self.fc(self.pooler(hidden)).squeeze(-1)
+        return self.readout.score(self.fc(self.pooler(hidden)))
 
     def _layer(self, layer: Any, hidden: Tensor, reads: Tensor, hides: Tensor) -> Tensor:
         """The layer's output for the tokens that `reads` holds: [prompts, tokens read, width]."""

@@ -105,6 +105,8 @@ def export_checkpoint(
     max_length: int = 128,
     val_data: Path | None = None,
     reads_notes: bool = False,
+    pooling: str = "auto",
+    objective: str = "pairwise-margin",
 ) -> RankerInfo:
     """
     Write a ranker folder from a state dict of an encoder, PARS's or ours.
@@ -112,6 +114,7 @@ def export_checkpoint(
     Args:
         val_data: held-out prompts with answer lengths, for tau-b and the calibration.
         reads_notes: whether it was trained with notes of conversations, which PARS's were not.
+        pooling, objective: what it was trained with.
 
     Raises:
         RankerError: the encoder or the checkpoint cannot be loaded.
@@ -120,7 +123,14 @@ def export_checkpoint(
     from pars.learn.training.checkpoint import CheckpointRanker
 
     check_replaceable(folder)
-    ranker = CheckpointRanker.load(checkpoint, model_name, max_length, reads_notes=reads_notes)
+    ranker = CheckpointRanker.load(
+        checkpoint,
+        model_name,
+        max_length,
+        reads_notes=reads_notes,
+        pooling=pooling,
+        objective=objective,
+    )
     tau_b = calibration = None
     prompts: list[str] = []
     if val_data:

@@ -31,8 +31,12 @@ def lite_graph(model: LiteModel) -> bytes:
     deep = _deep(graph, model.network, ids, is_word, num_words)
     wide = _wide(graph, model.network, ids, is_word)
     wide_mean = graph.add("Div", wide, graph.add("Sqrt", num_words))
-    sum_2d = graph.add("Add", deep, wide_mean)
-    graph.add("Squeeze", sum_2d, graph.constant(np.array([1])), output="scores")
+    outputs = graph.add("Add", deep, wide_mean)
+    if _columns(model.network) == slice(None):
+        places = graph.constant(np.arange(model.network.readout.num_outputs, dtype=np.float32))
+        graph.add("MatMul", graph.add("Softmax", outputs, axis=1), places, output="scores")
+    else:
+        graph.add("Squeeze", outputs, graph.constant(np.array([1])), output="scores")
     made = helper.make_graph(
         graph.nodes,
         "lite_ranker",
@@ -65,6 +69,8 @@ def read_lite_graph(graph: bytes) -> LiteRanker:
     if len(tables) != 3 or len(weights) < NUM_HEAD + 1:
         raise ValueError("not the graph of a lite ranker")
     embedding, word_weight, pair_weight = tables
+    if word_weight.ndim > 1:
+        raise ValueError("it tells classes, and only a ranker with one output can learn on")
     *places, first, first_bias, second, second_bias = weights
     num_ids, width = embedding.shape
     num_features = first.shape[1] - width * NUM_POOLED
@@ -138,8 +144,14 @@ class _Graph:
         return self.cast(self.add("Gather", table, ids), TensorProto.FLOAT)
 
 
+def _columns(network: LiteRanker) -> slice:
+    """The outputs that the score needs: one of them, or all where they are classes."""
+    column = network.readout.column
+    return slice(None) if column is None else slice(column, column + 1)
+
+
 def _deep(graph: _Graph, network: LiteRanker, ids: str, is_word: str, num_words: str) -> str:
-    """Embedding, windows, pooling and head: [prompts, 1]."""
+    """Embedding, windows, pooling and head: [prompts, outputs]."""
     words = graph.constant(_array(network.embedding.weight).astype(np.float16))
     middle, last = graph.constant(np.array([1])), graph.constant(np.array([-1]))
 
@@ -160,7 +172,8 @@ def _deep(graph: _Graph, network: LiteRanker, ids: str, is_word: str, num_words:
     hidden = graph.add("Relu", graph.add("Gemm", hidden, *first, transB=1))
     # The features' own weights stand beside the second layer's: one product for both.
     weights = np.concatenate([_array(second.weight), _array(network.direct.weight)], axis=1)
-    last_layer = (graph.constant(weights), graph.constant(_array(second.bias)))
+    rows = _columns(network)
+    last_layer = (graph.constant(weights[rows]), graph.constant(_array(second.bias)[rows]))
     hidden = graph.add("Concat", hidden, "features", axis=1)
     return graph.add("Gemm", hidden, *last_layer, transB=1)
 
@@ -223,7 +236,7 @@ def _by_layer(network: LiteRanker, weights: NDArray[np.float32]) -> NDArray[np.f
 
 
 def _wide(graph: _Graph, network: LiteRanker, ids: str, is_word: str) -> str:
-    """One weight for each word and each pair of neighbours, summed: [prompts, 1]."""
+    """One weight for each word and each pair of neighbours, summed: [prompts, outputs]."""
     zero, one, end = (graph.constant(np.array([i])) for i in (0, 1, np.iinfo(np.int64).max))
     last, minus_one = graph.constant(np.array([1])), graph.constant(np.array([-1]))
     left = graph.add("Slice", ids, zero, minus_one, last)
@@ -236,11 +249,22 @@ def _wide(graph: _Graph, network: LiteRanker, ids: str, is_word: str) -> str:
 
     def weights(table: NDArray[np.float32], indices: str, mask: str) -> str:
         half = graph.constant(table.astype(np.float16))
-        return graph.total(graph.add("Mul", graph.look_up(half, indices), mask))
+        if table.ndim == 1:
+            return graph.total(graph.add("Mul", graph.look_up(half, indices), mask))
+        weighted = graph.add(
+            "Mul", graph.look_up(half, indices), graph.add("Unsqueeze", mask, axis)
+        )
+        return graph.add("ReduceSum", weighted, last, keepdims=0)
 
-    words = weights(_array(network.word_weight.weight)[:, 0], ids, is_word)
+    columns, axis = _columns(network), graph.constant(np.array([-1]))
+    words_table, pairs_table = (
+        _array(table.weight)[:, columns] for table in (network.word_weight, network.pair_weight)
+    )
+    if words_table.shape[1] == 1:
+        words_table, pairs_table = words_table[:, 0], pairs_table[:, 0]
+    words = weights(words_table, ids, is_word)
     is_pair = graph.add("Slice", is_word, one, end, last)
-    pairs = weights(_array(network.pair_weight.weight)[:, 0], buckets, is_pair)
+    pairs = weights(pairs_table, buckets, is_pair)
     return graph.add("Add", words, pairs)
 
 

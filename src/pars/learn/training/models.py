@@ -13,7 +13,8 @@ from pars.errors import ParsError, RankerError
 from pars.learn.data.hub import ask_hub_for
 from pars.learn.data.tables import first_line
 from pars.learn.training.config import TrainConfig
-from pars.learn.training.networks import EncoderRanker, LiteRanker
+from pars.learn.training.networks import EncoderRanker, LiteRanker, Readout
+from pars.learn.training.objectives import READOUTS
 from pars.ranking.ranker import pad, tokenizable
 from pars.ranking.word_vectors import word_vectors
 from pars.request.words import WordTokenizer
@@ -86,7 +87,9 @@ class LiteModel:
         self.tokenizer = tokenizer
 
     @classmethod
-    def untrained(cls, prompts: Iterable[str], max_length: int) -> "LiteModel":
+    def untrained(
+        cls, prompts: Iterable[str], max_length: int, readout: Readout | None = None
+    ) -> "LiteModel":
         """A new network over the words of `prompts`."""
         tokenizer = WordTokenizer.learn(
             prompts,
@@ -96,12 +99,14 @@ class LiteModel:
             max_length=max_length,
             num_last=max_length // 4,
         )
-        return cls.over(tokenizer)
+        return cls.over(tokenizer, readout)
 
     @classmethod
-    def over(cls, tokenizer: WordTokenizer) -> "LiteModel":
+    def over(cls, tokenizer: WordTokenizer, readout: Readout | None = None) -> "LiteModel":
         """A new network over a tokenizer's words, whose vectors start where English has them."""
-        network = LiteRanker(tokenizer.num_ids, num_features=tokenizer.num_features)
+        network = LiteRanker(
+            tokenizer.num_ids, num_features=tokenizer.num_features, readout=readout
+        )
         start = word_vectors()
         places = {word: place for place, word in enumerate(start.words)}
         known = [word for word in tokenizer.vocabulary if word in places]
@@ -133,30 +138,57 @@ def new_model(config: TrainConfig, prompts: list[str]) -> PromptModel:
     """The model that `config` asks for, untrained but for an encoder's own weights."""
     if config.num_workers:
         os.environ.setdefault("RAYON_NUM_THREADS", str(config.num_workers))  # tokenizers' threads
+    readout = READOUTS.get(config.objective)
     if config.model == "lite":
-        return LiteModel.untrained(prompts, config.max_length)
-    return load_encoder(config.model_name, config.max_length)
+        return LiteModel.untrained(prompts, config.max_length, readout)
+    return load_encoder(config.model_name, config.max_length, config.pooling, readout)
 
 
-def _check_is_encoder(config: Any, model_name: str) -> None:
+def _pooling_of(config: Any, model_name: str, pooling: str) -> str:
     """
-    Refuse what reads from left to right: the vector of a prompt is taken from its first token,
-    which in a decoder has seen nothing of the rest.
+    How the tokens' vectors become one: of a decoder, which reads from left to right, by default the
+    last one, since its first token has seen nothing of the rest.
 
     Raises:
-        RankerError: says which kind it is.
+        RankerError: the model cannot be pooled so.
     """
     from transformers.models.auto import modeling_auto as known
 
     kind = config.model_type
     both = known.MODEL_FOR_MASKED_LM_MAPPING_NAMES
     is_decoder = kind in known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in both
-    if getattr(config, "is_encoder_decoder", False) or is_decoder:
-        told = "an encoder with a decoder" if config.is_encoder_decoder else "a decoder"
+    if getattr(config, "is_encoder_decoder", False):
         raise RankerError(
-            f"--model-name {model_name}: {kind} is {told}; a ranker is made of an encoder,"
-            " such as BERT, RoBERTa, DistilBERT or MiniLM"
+            f"--model-name {model_name}: {kind} is an encoder with a decoder; a ranker is made of"
+            " an encoder, such as BERT, RoBERTa or MiniLM, or of a decoder, such as OPT or GPT-2"
         )
+    if is_decoder and pooling == "cls":
+        raise RankerError(
+            f"--pooling cls: {model_name} is a decoder ({kind}), whose first token has seen"
+            " nothing of the prompt: want last or mean"
+        )
+    return "last" if is_decoder and pooling == "auto" else pooling
+
+
+def _with_end_token(tokenizer: Any, model_name: str) -> Any:
+    """
+    The fast tokenizer, which puts an end token behind every prompt if it would put nothing.
+
+    Decoders' tokenizers often add none, and then an empty prompt has no token to take a vector of.
+    """
+    from tokenizers.processors import TemplateProcessing
+
+    fast = tokenizer.backend_tokenizer
+    if fast.encode("").ids:
+        return fast
+    token, number = tokenizer.eos_token, tokenizer.eos_token_id
+    if token is None or number is None:
+        raise RankerError(
+            f"--model-name {model_name}: its tokenizer puts no token around a prompt, and has no"
+            " end token, so an empty prompt cannot be read"
+        )
+    fast.post_processor = TemplateProcessing(single=f"$A {token}", special_tokens=[(token, number)])
+    return fast
 
 
 def _num_readable(encoder: Any) -> int | None:
@@ -169,13 +201,19 @@ def _num_readable(encoder: Any) -> int | None:
     return num_positions - padding - 1  # RoBERTa counts positions from behind its padding's
 
 
-def load_encoder(model_name: str, max_length: int) -> EncoderModel:
+def load_encoder(
+    model_name: str, max_length: int, pooling: str = "auto", readout: Readout | None = None
+) -> EncoderModel:
     """
-    A Hugging Face encoder under a new scalar head, from a folder or the Hub.
+    A Hugging Face encoder, or decoder, under a new head, from a folder or the Hub.
+
+    Args:
+        pooling: one of POOLINGS; see `TrainConfig`.
+        readout: of the head; None: one output.
 
     Raises:
         DataError: the Hub has no such model, or cannot be reached.
-        RankerError: the model cannot be loaded, is no encoder, has no fast tokenizer, or reads
+        RankerError: the model cannot be loaded or pooled so, has no fast tokenizer, or reads
             fewer than `max_length` tokens.
     """
     from huggingface_hub import constants, try_to_load_from_cache
@@ -200,13 +238,15 @@ def load_encoder(model_name: str, max_length: int) -> EncoderModel:
         ) from error
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise RankerError(f"--model-name {model_name}: has no fast tokenizer (tokenizer.json)")
-    _check_is_encoder(encoder.config, model_name)
+    pooling = _pooling_of(encoder.config, model_name, pooling)
+    encoder.config.use_cache = False  # a decoder would return its keys and values, too
     num_positions = _num_readable(encoder) or max_length
     if max_length > num_positions:
         raise RankerError(
             f"--max-length {max_length}: {model_name} reads at most {num_positions} tokens"
         )
-    return EncoderModel(EncoderRanker(encoder), tokenizer.backend_tokenizer, max_length)
+    network = EncoderRanker(encoder, readout, pooling)
+    return EncoderModel(network, _with_end_token(tokenizer, model_name), max_length)
 
 
 def _without_wrappers(state: dict[str, Any]) -> dict[str, Any]:

@@ -30,18 +30,19 @@ class Processes:
         return slice(num_items * self.rank // self.count, num_items * (self.rank + 1) // self.count)
 
     def gather(self, scores: Tensor, num_items: int) -> Tensor:
-        """The scores of all shares [num_items]; gradients flow into this process's share."""
+        """The outputs of all shares [num_items, any]; gradients flow into this process's share."""
         if self.count == 1:
             return scores
         parts = [
             torch.zeros(
                 len(range(num_items)[Processes(rank, self.count, self.device).share(num_items)]),
+                *scores.shape[1:],
                 device=scores.device,
             )
             for rank in range(self.count)
         ]
         longest = max(map(len, parts))
-        sent = nn.functional.pad(scores.detach().float(), (0, longest - len(scores)))
+        sent = nn.functional.pad(scores.detach().float(), (0, 0, 0, longest - len(scores)))
         received = [torch.empty_like(sent) for _ in parts]
         dist.all_gather(received, sent)
         parts = [full[: len(part)] for full, part in zip(received, parts, strict=True)]

@@ -29,8 +29,8 @@ from pars.learn.training.calibration import lengths_if_whole
 from pars.learn.training.config import REPORTED, TrainConfig, plain, with_epochs
 from pars.learn.training.data import TrainingData, read_training_data
 from pars.learn.training.export import check_replaceable, export_ranker
-from pars.learn.training.losses import LOSS_FUNCTIONS
 from pars.learn.training.models import LiteModel, PromptModel, load_weights, new_model
+from pars.learn.training.objectives import Objective
 from pars.learn.training.processes import Processes, joined_processes, low_precision
 from pars.learn.training.report import draw_learning_curve, epoch_line, progress_bar, say
 from pars.learn.training.state import (
@@ -78,7 +78,7 @@ class Training:
         self.config, self.processes, self.model = config, processes, model
         self.reads_notes = teaches_notes(data.prompts)
         self.prompts, self.batches = as_read(data.prompts, self.reads_notes), data.batches
-        self.validation = data.validation
+        self.validation, self.objective = data.validation, Objective.of(config, data.lengths)
         if processes.count > 1:
             torch.manual_seed(config.seed + processes.rank)  # or all would drop the same
         self.network = self.model.network.to(processes.device)
@@ -139,18 +139,16 @@ class Training:
 
     def _step(self, batch: Batch) -> float:
         """One optimizer step; the loss of the whole batch (0 where no pair of it passes)."""
-        if len(batch.longer) == 0:
+        if self.objective.is_pairwise and len(batch.longer) == 0:
             return 0.0
         share = batch.prompts[self.processes.share(len(batch.prompts))]
         self.optimizer.zero_grad(set_to_none=True)
         device_type, dtype = self.processes.device.type, self.low_precision
         with torch.autocast(device_type, dtype=dtype, enabled=dtype is not None):
-            scores = self.processes.gather(
+            outputs = self.processes.gather(
                 self._encode(self.encoded, share), len(batch.prompts)
             ).float()
-            longer, shorter = (scores[torch.from_numpy(x)] for x in (batch.longer, batch.shorter))
-            certainty = torch.from_numpy(batch.certainty).to(scores.device)
-            loss = LOSS_FUNCTIONS[self.config.loss](longer, shorter, certainty, self.config.margin)
+            loss = self.objective.loss(outputs, self.objective.targets(batch, outputs.device))
         scaled = self.scaler.scale(loss)
         if scaled.requires_grad:  # a process may have no prompt of a small batch
             scaled.backward()
@@ -172,21 +170,26 @@ class Training:
         return (self.num_steps - done) / max(1, self.num_steps - warmup)
 
     def _encode(self, encoded: Sequence[Any], rows: NDArray[np.int64]) -> Tensor:
-        """Scores [num_rows] with gradients; prompts of like length share a forward pass."""
+        """Outputs [num_rows, any] with gradients; prompts of like length share a forward pass."""
         if len(rows) == 0:
-            return torch.zeros(0, device=self.processes.device)
+            return torch.zeros(0, self.objective.readout.num_outputs, device=self.processes.device)
         lengths = np.array([self.model.num_tokens(encoded[row]) for row in rows])
         order = np.argsort(lengths, kind="stable")
         device = self.processes.device
         per_pass = PROMPTS_PER_PASS[device.type]
-        scores = [
-            self.network(**self.model.collate([encoded[row] for row in rows[part]], device))
+        outputs = [
+            self.network.outputs(**self.model.collate([encoded[row] for row in rows[part]], device))
             for part in np.split(order, range(per_pass, len(rows), per_pass))
         ]
-        return torch.cat(scores)[torch.from_numpy(np.argsort(order, kind="stable"))]
+        return torch.cat(outputs)[torch.from_numpy(np.argsort(order, kind="stable"))]
 
     def score(self, prompts: Sequence[str]) -> NDArray[np.float64]:
         """Scores [num_prompts] without gradients, in evaluation mode, as the exported ranker's."""
+        scores: NDArray[np.float64] = self.objective.readout.score(self.outputs(prompts)).numpy()
+        return scores
+
+    def outputs(self, prompts: Sequence[str]) -> Tensor:
+        """The network's outputs [num_prompts, num_outputs], in double precision on the CPU."""
         encoded = self.model.encode(as_read(prompts, self.reads_notes))
         self.network.eval()
         with torch.no_grad():  # in full precision: ties of half precision would count as wrong
@@ -194,8 +197,7 @@ class Training:
                 self._encode(encoded, np.arange(start, min(start + 4096, len(encoded))))
                 for start in range(0, len(encoded), 4096)
             ]
-        scores: NDArray[np.float64] = torch.cat(parts).double().cpu().numpy()
-        return scores
+        return torch.cat(parts).double().cpu()
 
     def _end_epoch(self) -> None:
         if isinstance(self.model, LiteModel):
@@ -214,18 +216,16 @@ class Training:
 
     def _validate(self) -> dict[str, Any]:
         validation, progress = self.validation, self.progress
-        scores = self.score(validation.prompts)
+        outputs = self.outputs(validation.prompts)
+        scores: NDArray[np.float64] = self.objective.readout.score(outputs).numpy()
         if not np.isfinite(scores).all():
             raise ParsError("the training diverged (a score is not finite): lower --learning-rate")
-        longer = torch.from_numpy(scores[validation.longer])
-        shorter = torch.from_numpy(scores[validation.shorter])
-        certainty = torch.ones_like(longer)
-        loss = LOSS_FUNCTIONS[self.config.loss](longer, shorter, certainty, self.config.margin)
+        longer, shorter = scores[validation.longer], scores[validation.shorter]
         entry = {
             "epoch": progress.epoch + 1,
             "train_loss": progress.loss_sum / max(progress.step, 1),
-            "val_loss": loss.item(),
-            "val_accuracy": ((longer > shorter).double() + (longer == shorter) / 2).mean().item(),
+            "val_loss": self.objective.validation_loss(outputs, validation),
+            "val_accuracy": float(((longer > shorter) + (longer == shorter) / 2).mean()),
             "tau_b": None,
             "num_encodings": progress.num_encodings,
             "train_s": round(progress.train_s, 2),
@@ -285,7 +285,7 @@ class Training:
             trained_on={
                 "train": str(data),
                 "num_prompts": len(self.prompts),
-                "loss": self.config.loss,
+                "objective": self.config.objective,
                 "seed": self.config.seed,
                 "num_epochs": self.config.num_epochs,
             },

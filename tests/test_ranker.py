@@ -1,6 +1,7 @@
 """A ranker folder and its scores."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -285,3 +286,13 @@ def test_scoring_never_imports_torch(lite):
         "import pars.cli.main; assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_onnxruntime_sends_nothing_and_leaves_nothing_at_home(tmp_path):
+    """Its telemetry, on by default from 1.32 on, would do both."""
+    code = "from pars.ranking.ranker import *; Ranker.load(bundled_ranker()).score(['a'])"
+    environment = {it: value for it, value in os.environ.items() if not it.startswith("ORT_")}
+    environment["HOME"] = str(tmp_path)
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+    assert list(tmp_path.iterdir()) == []

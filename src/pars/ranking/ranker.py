@@ -257,9 +257,21 @@ def _seconds(session: Any) -> float:
     return min(times_s)
 
 
-def _open_session(path: Path, num_threads: int) -> Any:
+def import_onnxruntime() -> Any:
+    """
+    ONNX Runtime, without its telemetry.
+
+    From 1.32 on its Linux builds write an identifier into the user's cache and send events to
+    Microsoft, unless this variable is set before it is loaded. Who wants them sets it to 0.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
+    return onnxruntime
+
+
+def _open_session(path: Path, num_threads: int) -> Any:
+    onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads
     options.inter_op_num_threads = 1

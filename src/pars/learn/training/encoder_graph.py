@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from pars.learn.training.models import EncoderModel
 from pars.learn.training.networks import EncoderRanker
+from pars.ranking.ranker import import_onnxruntime
 
 NAMES = ["input_ids", "attention_mask"]
 WEIGHTS_A_SCALE = 128
@@ -102,6 +103,8 @@ def int8_graph(graph: bytes) -> bytes:
     0.97 with float32, against 0.99).
     """
     import onnx
+
+    import_onnxruntime()
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
     # For each product it quantizes it logs a line.

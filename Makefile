@@ -1,4 +1,4 @@
-# Everything lands in .venv/, .engine/, .sglang/, .llamacpp/ and build/ of this folder; the system is left alone.
+# Everything lands in .venv/, .engine/, .sglang/, .llamacpp/, .deploy/ and build/ of this folder; the system is left alone.
 PYTHON ?= python3
 # torch's CPU build. Where pip would fetch a CUDA build of several GB, name an index that has the
 # CPU one: make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 VENV := .venv
 PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: help demo test check lint format engine sglang llamacpp test-sglang test-llamacpp test-monitoring bench clean
+.PHONY: help demo test check lint format engine sglang llamacpp test-sglang test-llamacpp test-monitoring test-deploy bench clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 13
 
@@ -15,10 +15,10 @@ demo: $(VENV)/.demo ## prepare, train, evaluate, serve and ask, on real prompts 
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash demo/demo.sh
 
 test: lint engine $(VENV)/.test ## every test, on real torch and a real vLLM
-	$(VENV)/bin/python -m pytest -m 'not sglang and not llamacpp and not monitoring'
+	$(VENV)/bin/python -m pytest -m 'not sglang and not llamacpp and not monitoring and not deploy'
 
 check: lint ## the daily loop, a minute: style, types, what needs neither torch nor vLLM nor seconds
-	$(VENV)/bin/python -m pytest -q --numprocesses auto -m 'not engine and not sglang and not llamacpp and not monitoring and not torch and not slow'
+	$(VENV)/bin/python -m pytest -q --numprocesses auto -m 'not engine and not sglang and not llamacpp and not monitoring and not deploy and not torch and not slow'
 
 lint: $(VENV)/.test ## style and types
 	$(VENV)/bin/ruff format --check
@@ -47,11 +47,15 @@ test-llamacpp: llamacpp $(VENV)/.test ## the tests on a real llama.cpp (half a m
 test-monitoring: $(VENV)/.test ## alerts, board and page in a real Prometheus and Chromium (apt-get install prometheus chromium)
 	$(VENV)/bin/python -m pytest -m monitoring tests/test_monitoring.py tests/test_page.py
 
+test-deploy: $(VENV)/.test ## the image, the chart and the unit as far as one machine shows (apt-get install buildah podman runc mmdebstrap)
+	PYTHON=$(PYTHON) bash deploy/setup.sh
+	$(VENV)/bin/python -m pytest -m deploy tests/test_deploy.py
+
 bench: $(VENV)/.test ## every benchmark, one after the other (leave the machine alone)
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash benchmarks/all.sh
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) .engine .sglang .llamacpp build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .engine .sglang .llamacpp .deploy build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # Stamps, so that each environment is made once and again when pyproject.toml changes.
 $(VENV)/.train: pyproject.toml

@@ -41,6 +41,8 @@ ELSEWHERE = {
     "pars serve --ranker run/ranker": "the same",
     "--input answers.jsonl": "a stand-in's answers have one length; in tests/test_collect.py",
     "pars export --checkpoint": "weights from the Hub; in tests/test_train.py",
+    "docker ": "tests/test_deploy.py",
+    "helm ": "tests/test_deploy.py",
     "PREDICTOR_MODEL_PATH=DIR uvicorn": "tests/test_server.py",
 }
 
@@ -144,7 +146,10 @@ class Desk:
         raise AssertionError(f"{line}\n{log.read()}")
 
 
-PAGES = ["README.md", "docs/learning.md", "docs/proving.md", "docs/scoring.md", "docs/serving.md"]
+PAGES = [
+    "README.md",
+    *(f"docs/{it}.md" for it in ("deploy", "learning", "proving", "scoring", "serving")),
+]
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ declare -A commands=(
     [live]="benchmarks/live.py"
     [simulator]="benchmarks/simulator.py"
     [frontier]="benchmarks/frontier.py"
+    [tenants]="benchmarks/tenants.py"
     [online]="benchmarks/online.py"
     [cold_start]="benchmarks/cold_start.py"
     [saboteur]="benchmarks/saboteur.py"
@@ -45,7 +46,7 @@ declare -A commands=(
     [vllm_starvation]="benchmarks/vllm_starvation.py"
 )
 
-for name in ${*:-prepare train tau objective_tau score_cost trace_load noise serve online online_cost cold_start saboteur frontier worth overtake_curve noon_shift gateway_cost relay_cost hostile_bodies import_time recording_cost vllm_latency vllm_starvation held_queue held_fleet live simulator order_by prompt_cost repeats}; do
+for name in ${*:-prepare train tau objective_tau score_cost trace_load noise serve online online_cost cold_start saboteur frontier tenants worth overtake_curve noon_shift gateway_cost relay_cost hostile_bodies import_time recording_cost vllm_latency vllm_starvation held_queue held_fleet live simulator order_by prompt_cost repeats}; do
     echo "== $name: python ${commands[$name]}"
     # shellcheck disable=SC2086 - the command is words
     python ${commands[$name]} >"$results/.$name.txt"

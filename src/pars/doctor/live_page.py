@@ -81,6 +81,7 @@ def lines_of(now: Now) -> list[str]:
     lines += ["", *_gain(worth), "", *_minutes(worth["minutes"]), ""]
     if learning := now.get("learning"):
         lines.append(f"  {_learned(learning)}")
+    lines += _tenants(now.get("tenants") or [])
     order = {True: "goes by priority", False: "IGNORES priorities", None: "order not seen yet"}
     lines.append(f"  engine {now['engine']}: {order[now['schedules_by_priority']]}")
     return lines + [f"  ! {warning}" for warning in now["warnings"]]
@@ -123,6 +124,18 @@ def _minutes(minutes: list[dict[str, Any] | None]) -> list[str]:
         f"  {title:<11}" + "".join(BARS[math.ceil(8 * it / most)] for it in means)
         for title, means in zip(("as it is", "first come"), series, strict=True)
     ]
+
+
+def _tenants(rows: list[dict[str, Any]]) -> list[str]:
+    """Of the last ten minutes, by tenant: its share by weight, and what it got."""
+    lines = []
+    for it in rows:
+        told = "no answers" if it["work_share"] is None else f"{it['work_share']:.0%} of the work"
+        if it["wait_s"] is not None:
+            told += f", mean wait {_seconds(it['wait_s'])}"
+        share = f"share {it['share']:.0%}"
+        lines.append(f"  tenant {it['tenant']:<20} {share}, {told}, {it['num_waiting']} waiting")
+    return [*lines, ""] if lines else []
 
 
 def _learned(learning: dict[str, Any]) -> str:

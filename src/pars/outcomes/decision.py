@@ -27,6 +27,7 @@ class Decision:
         place: What the policy made of it; None: its priority was given by somebody trusted.
         policy: Whose place that is; it may have changed since.
         shadow_key: Its key, were the policy not only thought of; None: it is in force.
+        tenant: Whose request it is; None: there are no tenants.
         guess: What the ranker that learns expected of the answer; None: none does.
     """
 
@@ -40,6 +41,7 @@ class Decision:
     place: Place | None = None
     policy: Policy | None = None
     shadow_key: int | None = None
+    tenant: str | None = None
     guess: Guess | None = None
 
     def true_work(self, outcome: Outcome) -> float:

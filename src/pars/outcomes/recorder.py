@@ -202,7 +202,8 @@ class _Watch:
         elif message["type"] == "http.response.body":
             if self._first_byte_s is None and message.get("body"):
                 self._first_byte_s = time.perf_counter()
-                if self._when_begun is not None:
+                is_answer = self.answer.status is None or self.answer.status < 400
+                if self._when_begun is not None and is_answer:
                     self._when_begun(self.decision)
             is_last = not message.get("more_body", False)
             self.answer.piece(bytes(message.get("body", b"")), is_last=is_last)

@@ -66,6 +66,16 @@ class Trust:
         asked_s = _number(sent.get(OFFSET_HEADER))
         return Wish(offset_s if asked_s is None else asked_s, _integer(sent.get(PRIORITY_HEADER)))
 
+    @property
+    def names_anyone(self) -> bool:
+        """Whether there is anybody whose wishes count."""
+        return bool(self.proxies or self.secret)
+
+    def is_trusted(self, headers: Iterable[tuple[bytes, bytes]], peer: str | None) -> bool:
+        """Whether a request comes from somebody whose wishes count."""
+        sent = next((value for name, value in headers if name == SECRET_HEADER), None)
+        return self._is_trusted(sent, peer)
+
     def _is_trusted(self, secret: bytes | None, peer: str | None) -> bool:
         if self.secret and secret is not None and hmac.compare_digest(secret, self.secret):
             return True

@@ -128,8 +128,8 @@ class Control:
         if text == "fcfs":
             return FCFS(bits=settings.priority_bits)
         try:
-            return policy_of(
-                text, shares_engine=settings.shared_engine, bits=settings.priority_bits
+            return settings.by_tenant(
+                policy_of(text, shares_engine=settings.shared_engine, bits=settings.priority_bits)
             )
         except ValueError:
             want = "want fcfs, default, 1.25x or 30 (seconds)"

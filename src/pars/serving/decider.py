@@ -52,6 +52,7 @@ class Decider:
         self._writer = writer
         self._clock = clock
         self._trust = settings.trust()
+        self._tenants = settings.read_tenants()
 
     def read_trust_again(self) -> str:
         """
@@ -62,6 +63,20 @@ class Decider:
         """
         self._trust = self._settings.trust()
         return f"{len(self._trust.key_offsets_s)} keys"
+
+    def read_tenants_again(self) -> str:
+        """
+        Read the file of tenants once more; how many it holds, for people. On the event loop.
+
+        Raises:
+            ParsError: it cannot be read; what was read before counts on.
+        """
+        tenants = self._settings.read_tenants()
+        if tenants is None:
+            return "none"
+        self._tenants = tenants
+        self._placing.share_by(tenants.weights)
+        return f"{len(tenants.weights)} tenants"
 
     async def decide(
         self, engine: Engine, path: str, headers: Headers, peer: str | None, body: Body
@@ -74,7 +89,7 @@ class Decider:
             peer: The address of who opened the connection.
         """
         began_s, arrival_s = time.perf_counter(), self._clock()
-        wish = self._trust.wish(headers, peer)
+        wish, tenant = self._trust.wish(headers, peer), self._tenant(headers, peer)
         asked = Asked()
         try:
             learns = self._predictor.learner is not None
@@ -84,7 +99,7 @@ class Decider:
         prediction = await self._predictor.predict(asked, is_trusted=wish.priority is not None)
         self._metrics.count(prediction.reason)
         demand = demand_of(asked.request, prediction.tokens, obey_limits=self._settings.obey_limits)
-        placed = self._placing.place(engine, demand, prediction, wish, arrival_s)
+        placed = self._placing.place(engine, demand, prediction, wish, arrival_s, tenant)
         key = -placed.priority if engine.larger_first else placed.priority
         outcome = self._outcome(path, asked, prediction, arrival_s, key)
         self._metrics.decision_seconds.observe(time.perf_counter() - began_s)
@@ -99,8 +114,17 @@ class Decider:
             place=placed.place,
             policy=placed.policy,
             shadow_key=placed.shadow_key,
+            tenant=tenant,
             guess=prediction.guess,
         )
+
+    def _tenant(self, headers: Headers, peer: str | None) -> str | None:
+        """Whose request it is; where somebody is trusted, only they may say so by a header."""
+        if self._tenants is None:
+            return None
+        trust = self._trust
+        counts = not trust.names_anyone or trust.is_trusted(headers, peer)
+        return self._tenants.of(headers, header_counts=counts)
 
     def _outcome(
         self, path: str, asked: Asked, prediction: Prediction, arrival_s: float, key: int

@@ -23,6 +23,7 @@ from pars.outcomes.metrics import OutcomeMetrics, ServeMetrics
 from pars.outcomes.queue_order import OrderJudge
 from pars.outcomes.recorder import Recorder
 from pars.outcomes.records import Outcome
+from pars.outcomes.tenant_watch import TenantMetrics, TenantWatch
 from pars.outcomes.worth_metrics import WorthMetrics
 from pars.outcomes.worth_watch import WorthWatch
 from pars.outcomes.writer import OutcomeWriter
@@ -68,6 +69,7 @@ class PriorityMiddleware:
         predictor: Who says how long answers will be.
         placing: Who gives them their places.
         worth: What the order is worth to the requests.
+        tenants: What each tenant gets; None: there are no tenants.
         holds: Whether what stands behind goes by `Decision.outcome.key`, whatever the engine takes.
         byte_budget: Body bytes held by all requests together.
         max_closing_s: How long a scorer that hangs may hold up the server's shutdown.
@@ -108,6 +110,9 @@ class PriorityMiddleware:
             tau_b=lambda: self.predictor.tau_b,
             clock=clock,
         )
+        self.tenants: TenantWatch | None = None
+        if settings.tenants:
+            self.tenants = TenantWatch(TenantMetrics(self.metrics.registry), clock)
         self._probes = Probes(partial(problem_of_host, app))
         self._writer: OutcomeWriter | None = None
         self._upkeep: list[asyncio.Task[None]] = []
@@ -182,6 +187,7 @@ class PriorityMiddleware:
             )
         app = partial(self._recorder.follow, app, decision)
         self.worth.worth.arrived(decision)
+        self._show_tenant(decision)
         try:
             num_bytes = body.num_bytes
             if engine.takes_priority:
@@ -194,6 +200,7 @@ class PriorityMiddleware:
             await app({**scope, DECISION: decision}, receive, send)
         finally:
             self.placing.ended(decision)
+            self._show_tenant(decision)
 
     def parts_to_reload(self) -> dict[str, Callable[[], Awaitable[str]]]:
         """What can be read again without a restart, for `Reload`."""
@@ -203,7 +210,12 @@ class PriorityMiddleware:
         if self.settings.key_offsets:
             again = self._decider.read_trust_again
             parts["the file of key offsets"] = partial(asyncio.to_thread, again)
+        if self.settings.tenants:
+            parts["the file of tenants"] = self._read_tenants_again
         return parts
+
+    async def _read_tenants_again(self) -> str:
+        return self._decider.read_tenants_again()
 
     def _record_requests(self, clock: Callable[[], float]) -> Recorder:
         metrics = OutcomeMetrics(self.metrics.registry)
@@ -225,12 +237,19 @@ class PriorityMiddleware:
         """The engine begins to answer."""
         self.placing.began(decision)
         self.worth.worth.began(decision)
+        self._show_tenant(decision)
 
     def _ended(self, decision: Decision, outcome: Outcome) -> None:
         """An answer is known: what it truly took, and how long it was."""
         self.worth.ended(decision, outcome)
+        if self.tenants is not None:
+            self.tenants.ended(decision, outcome)
         self.placing.correct(decision, outcome)
         self.predictor.learn(decision.guess, outcome)
+
+    def _show_tenant(self, decision: Decision) -> None:
+        if self.tenants is not None:
+            self.tenants.moved(decision)
 
     # Start-up, upkeep and shutdown
 

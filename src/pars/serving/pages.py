@@ -102,11 +102,12 @@ class Pages:
         return "" if status == 200 else "no engine behind this gateway has answered yet"
 
     def _now(self) -> dict[str, Any]:
-        middleware = self._middleware
+        middleware, tenants = self._middleware, self._middleware.tenants
         return {
             "policy": middleware.placing.in_words,
             "express_bucket_ratio": middleware.placing.bucket_ratio,
             "worth": middleware.worth.as_json(),
+            "tenants": None if tenants is None else tenants.as_json(middleware.placing.lanes),
         }
 
     async def _health_report(self) -> tuple[int, dict[str, Any]]:

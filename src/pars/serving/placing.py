@@ -1,7 +1,7 @@
 """Where a request stands in the engine's queue: by what is expected of it, within the bound."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from pars.outcomes.decision import Decision
@@ -9,8 +9,10 @@ from pars.outcomes.metrics import ServeMetrics
 from pars.outcomes.records import Outcome
 from pars.scheduling.demand import Demand
 from pars.scheduling.engines import Engine
+from pars.scheduling.policies.fair_tenants import FairTenants
 from pars.scheduling.policies.fcfs import FCFS
 from pars.scheduling.policies.policy import Place, Policy
+from pars.scheduling.policies.tenant_lane import TenantLane
 from pars.scheduling.trust import Wish
 from pars.serving.prediction import Prediction
 from pars.serving.settings import Settings
@@ -57,6 +59,16 @@ class Placing:
         self._policy, self._is_shadow = policy, is_shadow
         self._metrics.go_by(self.in_words)
 
+    def share_by(self, weights: Mapping[str, float]) -> None:
+        """Give tenants other weights from now on, if requests are ordered by tenant."""
+        if isinstance(self._policy, FairTenants):
+            self.go_by(self._policy.with_weights(weights), is_shadow=self._is_shadow)
+
+    @property
+    def lanes(self) -> list[TenantLane]:
+        """Each tenant's own policy; none: requests are not ordered by tenant."""
+        return list(self._policy.lanes.values()) if isinstance(self._policy, FairTenants) else []
+
     @property
     def in_words(self) -> str:
         """The bound on waiting, for people."""
@@ -81,6 +93,7 @@ class Placing:
         prediction: Prediction,
         wish: Wish,
         arrival_s: float,
+        tenant: str | None = None,
     ) -> Placed:
         """The request's priority as the engine takes it, and its place by the policy."""
         if wish.priority is not None:
@@ -89,20 +102,21 @@ class Placing:
         if not prediction.is_ordered:  # the same for all: first come, first served
             demand = demand._replace(cost=scale.neutral_tokens)
         self._metrics.cost_tokens.observe(demand.cost)
-        place = self._policy.place(
+        policy = self._policy.for_tenant(tenant)
+        place = policy.place(
             demand,
             arrival_s,
             long_tokens=scale.long_tokens,
             offset_s=wish.offset_s,
             is_ordered=prediction.is_ordered,
         )
-        if (bucket_ratio := self._policy.bucket_ratio) is not None:
+        if (bucket_ratio := policy.bucket_ratio) is not None:
             self._metrics.place(is_express=bool(place.is_express), bucket_ratio=bucket_ratio)
         key, shadow_key = place.key, None
         if self._is_shadow:
             shadow_key = key
             key = self._arrival.place(demand, arrival_s, offset_s=wish.offset_s).key
-        return Placed(-key if engine.larger_first else key, place, self._policy, shadow_key)
+        return Placed(-key if engine.larger_first else key, place, policy, shadow_key)
 
     def began(self, decision: Decision) -> None:
         """The engine begins to answer."""

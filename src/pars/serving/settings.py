@@ -18,11 +18,13 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from pars.errors import ParsError
+from pars.errors import DataError, ParsError
 from pars.scheduling.engines import ENGINES
+from pars.scheduling.policies.fair_tenants import FairTenants
 from pars.scheduling.policies.max_slowdown import DEFAULT_MAX_SLOWDOWN, MaxSlowdown
 from pars.scheduling.policies.policy import Policy
 from pars.scheduling.policies.shortest_first import ShortestFirst
+from pars.scheduling.tenants import Tenants
 from pars.scheduling.trust import Trust, read_key_offsets_s, read_proxies
 
 if TYPE_CHECKING:
@@ -160,6 +162,12 @@ class Settings:
         " after it. `0` is first come, first served, `inf` shortest first",
         shown="none",
         metavar="SECONDS",
+    )
+    tenants: str = _setting(
+        "",
+        "file of tenants (TOML, or JSON): API keys by SHA-256, or values of a header, and weights."
+        " The engine's work is shared by weight, and R holds inside each tenant",
+        metavar="FILE",
     )
     priority_bits: int = _setting(64, "or 32", choices=(32, 64))
     budget_ms: float = _setting(
@@ -332,10 +340,43 @@ class Settings:
     def policy(self) -> Policy:
         """The policy of one queue: a share of the work goes first, or seconds of overtaking."""
         if self.goes_by_slowdown:
-            return MaxSlowdown(
-                self.max_slowdown, shares_engine=self.shared_engine, bits=self.priority_bits
+            return self.by_tenant(
+                MaxSlowdown(
+                    self.max_slowdown, shares_engine=self.shared_engine, bits=self.priority_bits
+                )
             )
-        return ShortestFirst(self.max_overtake_s, bits=self.priority_bits)
+        return self.by_tenant(ShortestFirst(self.max_overtake_s, bits=self.priority_bits))
+
+    def by_tenant(self, policy: Policy) -> Policy:
+        """
+        The policy inside each tenant, where there are tenants; else itself.
+
+        Raises:
+            ParsError: it is not one in shares, or the file of tenants is not what it must be.
+        """
+        tenants = self.read_tenants()
+        if tenants is None:
+            return policy
+        if not isinstance(policy, MaxSlowdown):
+            raise ParsError(
+                "tenants: share by weight under a bound in shares: want max_slowdown, and no"
+                f" max_overtake_s, not {policy.in_words}"
+            )
+        return FairTenants(tenants.weights, policy, bits=self.priority_bits)
+
+    def read_tenants(self) -> Tenants | None:
+        """
+        The tenants of the file; None: there is none.
+
+        Raises:
+            ParsError: it is not what it must be.
+        """
+        if not self.tenants:
+            return None
+        try:
+            return Tenants.read(Path(self.tenants))
+        except DataError as error:
+            raise ParsError(f"tenants: {error}") from None
 
     def outcome_limits(self) -> "OutcomeLimits":
         """What may be kept of finished requests; imports the redaction hook."""

@@ -74,6 +74,10 @@ class Policy:
         """
         raise NotImplementedError
 
+    def for_tenant(self, tenant: str | None) -> "Policy":
+        """The policy of one tenant's requests; without tenants it is the same for all."""
+        return self
+
     def key(
         self, answer_tokens: float, arrival_s: float | None = None, *, prompt_tokens: float = 0.0
     ) -> int:

@@ -19,7 +19,10 @@ declare -A commands=(
     [tau]="benchmarks/tau.py --minilm $minilm"
     [score_cost]="benchmarks/score_cost.py --data ${trained%/*}/data/val_data.json --lite ${trained%/*}/lite/ranker --minilm $trained/ranker"
     [trace_load]="benchmarks/trace_load.py --data $conversation/data/val_data.json --ranker lite,alone=build/tau/sharegpt/lite/ranker --ranker lite=$conversation/lite/ranker --ranker MiniLM=$conversation/MiniLM/ranker"
-    [objective_tau]="benchmarks/objective_tau.py"
+    [objectives]="benchmarks/objectives.py"
+    [objective_tau]="benchmarks/objectives.py"
+    [leaderboard]="benchmarks/leaderboard.py"
+    [reproduce]="benchmarks/reproduce.py"
     [noise]="benchmarks/noise.py"
     [order_by]="benchmarks/order_by.py"
     [prompt_cost]="benchmarks/prompt_cost.py"
@@ -46,7 +49,7 @@ declare -A commands=(
     [vllm_starvation]="benchmarks/vllm_starvation.py"
 )
 
-for name in ${*:-prepare train tau objective_tau score_cost trace_load noise serve online online_cost cold_start saboteur frontier tenants worth overtake_curve noon_shift gateway_cost relay_cost hostile_bodies import_time recording_cost vllm_latency vllm_starvation held_queue held_fleet live simulator order_by prompt_cost repeats}; do
+for name in ${*:-prepare train tau objectives leaderboard reproduce score_cost trace_load noise serve online online_cost cold_start saboteur frontier tenants worth overtake_curve noon_shift gateway_cost relay_cost hostile_bodies import_time recording_cost vllm_latency vllm_starvation held_queue held_fleet live simulator order_by prompt_cost repeats}; do
     echo "== $name: python ${commands[$name]}"
     # shellcheck disable=SC2086 - the command is words
     python ${commands[$name]} >"$results/.$name.txt"

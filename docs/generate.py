@@ -25,6 +25,7 @@ DOCUMENTS = tuple(
         "docs/learning.md",
         "docs/serving.md",
         "benchmarks/results/README.md",
+        "benchmarks/results/research.md",
     )
 )
 

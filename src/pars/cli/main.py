@@ -13,12 +13,15 @@ import click
 from pars import __version__
 from pars.cli.bench import BENCH_COMMANDS
 from pars.cli.collect import COLLECT_COMMANDS
+from pars.cli.data import DATA_COMMANDS
 from pars.cli.doctor import DOCTOR_COMMANDS
 from pars.cli.evaluate import EVALUATE_COMMANDS
 from pars.cli.forget import FORGET_COMMANDS
+from pars.cli.leaderboard import LEADERBOARD_COMMANDS
 from pars.cli.learn import LEARN_COMMANDS
 from pars.cli.operate import OPERATE_COMMANDS
 from pars.cli.own_traffic import OWN_TRAFFIC_COMMANDS
+from pars.cli.reproduce import REPRODUCE_COMMANDS
 from pars.cli.serve import SERVE_COMMANDS
 from pars.cli.simulate import SIMULATE_COMMANDS
 from pars.errors import INTERRUPTED, ParsError
@@ -33,6 +36,7 @@ def commands() -> None:
 LANES = (
     LEARN_COMMANDS,
     EVALUATE_COMMANDS,
+    DATA_COMMANDS,
     COLLECT_COMMANDS,
     OWN_TRAFFIC_COMMANDS,
     FORGET_COMMANDS,
@@ -41,6 +45,8 @@ LANES = (
     OPERATE_COMMANDS,
     BENCH_COMMANDS,
     SIMULATE_COMMANDS,
+    LEADERBOARD_COMMANDS,
+    REPRODUCE_COMMANDS,
 )
 for command in chain(*LANES):
     commands.add_command(command)

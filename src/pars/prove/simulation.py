@@ -42,6 +42,8 @@ from pars.scheduling.policies.policy import Policy
 if TYPE_CHECKING:
     import pandas
 
+    from pars.prove.report.plot import Plot
+
 Asked = str | Policy | tuple[str, Policy]
 DEFAULT_POLICIES: tuple[Asked, ...] = ("fcfs", "ranker@1.5x", "oracle@1.5x")
 
@@ -81,6 +83,21 @@ class Simulation:
         measured = columns(good)
         del measured["tokens"]
         return pandas.DataFrame(table | measured)
+
+    def plots(self) -> "list[Plot]":
+        """
+        The pictures of a report: latency against load, waits, thirds; shown in a notebook.
+
+        Each has `save("name.pdf")`, or .svg or .png.
+
+        Raises:
+            MissingExtra: matplotlib is not installed.
+        """
+        from pars.prove.report.pictures import pictures
+        from pars.prove.report.plot import need_matplotlib
+
+        need_matplotlib("Simulation.plots()")
+        return pictures(self._result, self.figures)
 
     def __str__(self) -> str:
         return "\n\n".join(map(str, tables_of(self._result, self.figures)))

@@ -55,7 +55,7 @@ def prepare(config: PrepareConfig, output_dir: Path) -> dict[str, Any]:
     """
     tokenizer = load_tokenizer(config.tokenizer) if config.tokenizer else None
     counts: Counter[str] = Counter()
-    source, exchanges, left_out = _read(config, counts)
+    source, exchanges, left_out = read_exchanges(config, counts)
     config = _settled(config, source)
     lengths_of = _length_counter(config.length_unit, tokenizer)
     num_pairs = {"train": config.train_num_pairs or 0, "val": config.val_num_pairs or 0}
@@ -95,9 +95,10 @@ def prepare(config: PrepareConfig, output_dir: Path) -> dict[str, Any]:
     return report
 
 
-def _read(
+def read_exchanges(
     config: PrepareConfig, counts: Counter[str]
 ) -> tuple[Source, list[Exchange], Counter[str]]:
+    """The source, its prompts with their answers, and what was left out, by reason."""
     source = SOURCES.get(config.source)
     where = (source.where if source else ()) + config.where
     if config.input:

@@ -1,5 +1,5 @@
 """
-The pictures of a result, each as inline SVG text. Needs the `plot` extra.
+The pictures of a result, each as a `Plot`. Needs the `plot` extra.
 
     for picture in pictures(result, figures(result)):
         page += picture.svg                 # with picture.title and what it shows, picture.caption
@@ -7,15 +7,14 @@ The pictures of a result, each as inline SVG text. Needs the `plot` extra.
 A policy has the same colour on every page; its line is broken where it ages.
 """
 
-import io
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from pars.prove.report.latency import THIRDS, Figures, ended_well
+from pars.prove.report.plot import Plot, plot
 from pars.prove.report.times import Result
 
 COLOURS = {
@@ -28,35 +27,12 @@ COLOURS = {
     "reversed": "#b91c1c",
 }
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1, 1, 1)))
-SIZE_IN = (5.2, 3.2)  # so that the letters can still be read on a phone
-STYLE = {
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.size": 9.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e5e7eb",
-    "axes.edgecolor": "#9ca3af",
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "lines.linewidth": 1.8,
-}
 NUM_POINTS = 400  # of a curve, whatever the number of requests
 LEAST_WAIT_S = 1e-3
 THIRDS_SHOWN = 12  # more policies than this make bars that nobody can tell apart
 
 
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """`svg` is a whole element that can stand in HTML."""
-
-    title: str
-    caption: str
-    svg: str
-
-
-def pictures(result: Result, rows: Sequence[Figures]) -> list[Picture]:
+def pictures(result: Result, rows: Sequence[Figures]) -> list[Plot]:
     """
     What there is data for: latency against load, waits, thirds and queue (at the highest load).
 
@@ -73,26 +49,26 @@ def pictures(result: Result, rows: Sequence[Figures]) -> list[Picture]:
     drawn = []
     if len({row.rate for row in good}) > 1:
         drawn += [
-            _drawn(
+            plot(
                 "Latency against load",
                 "Mean NTPOT (end-to-end time divided by output tokens), all repeats.",
                 lambda axes: _load(axes, good, styles, "ntpot_s", "mean"),
             ),
-            _drawn(
+            plot(
                 "The wait of the unluckiest hundredth against load",
                 "99th percentile of the time to first token: what order costs the long ones.",
                 lambda axes: _load(axes, good, styles, "ttft_s", "p99"),
             ),
         ]
     drawn.append(
-        _drawn(
+        plot(
             f"How long requests wait{at}",
             "Share of requests whose first token came within a time; further left is better.",
             lambda axes: _waits(axes, result, rate, styles),
         )
     )
     drawn.append(
-        _drawn(
+        plot(
             f"Short against long{at}",
             "Mean wait for the first token, by thirds of the answers' lengths.",
             lambda axes: _thirds(axes, top[:THIRDS_SHOWN], styles),
@@ -100,7 +76,7 @@ def pictures(result: Result, rows: Sequence[Figures]) -> list[Picture]:
     )
     if any(run.queue for run in result.runs if run.rate == rate):
         drawn.append(
-            _drawn(
+            plot(
                 f"The queue over time{at}",
                 "Requests waiting in the engine; a thin line is another repeat.",
                 lambda axes: _queue(axes, result, top, styles),
@@ -122,21 +98,6 @@ def _styles(policies: Sequence[str]) -> dict[str, dict[str, Any]]:
     return styles
 
 
-def _drawn(title: str, caption: str, draw: Callable[[Any], None]) -> Picture:
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    # A salt of its own: ids must differ between the pictures of one page, not between two runs.
-    with rc_context({**STYLE, "svg.hashsalt": title}):
-        figure = Figure(figsize=SIZE_IN, layout="constrained")
-        draw(figure.subplots())
-        out = io.StringIO()
-        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
-    svg = out.getvalue()
-    svg = svg[svg.index("<svg") :].replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)
-    return Picture(title, caption, svg)
-
-
 def _load(
     axes: Any, rows: Sequence[Figures], styles: dict[str, dict[str, Any]], measure: str, at: str
 ) -> None:
@@ -149,7 +110,7 @@ def _load(
         if points:
             axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=policy, **style)
     axes.set(xlabel="requests per second", ylabel="seconds", yscale="log")
-    _plain_numbers(axes.yaxis)
+    plain_numbers(axes.yaxis)
     _legend(axes)
 
 
@@ -171,7 +132,7 @@ def _waits(
     axes.set(xlabel="seconds to the first token", ylabel="share of requests", xscale="log")
     axes.set_ylim(0, 1.01)
     axes.set_xlim(max(LEAST_WAIT_S, least_s), None)
-    _plain_numbers(axes.xaxis)
+    plain_numbers(axes.xaxis)
     _legend(axes)
 
 
@@ -226,7 +187,7 @@ def _legend(axes: Any) -> None:
     )
 
 
-def _plain_numbers(axis: Any) -> None:
+def plain_numbers(axis: Any) -> None:
     """0.01, 1, 100 in place of powers of ten."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 

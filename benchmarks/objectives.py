@@ -1,8 +1,8 @@
 """
 Pairwise, pointwise or listwise: the same ranker by each objective, judged on the same prompts.
 
-    python benchmarks/objective_tau.py                      # lite on four sets, about ten minutes
-    python benchmarks/objective_tau.py --minilm FOLDER --data-sets gpteacher_code
+    python benchmarks/objectives.py                 # lite on three sets, a quarter of an hour
+    python benchmarks/objectives.py --minilm FOLDER --data-sets gpteacher_code
 
 Data, network, steps and learning rate are equal; what the loss asks for differs. `--seeds`
 trainings draw other training prompts and other weights; the prompts held out are always the same (a
@@ -36,7 +36,7 @@ from pars.ranking.order_metrics import PairSums, pair_sums
 from pars.ranking.ranker import Ranker
 
 SHARED = Path(os.environ.get("PARS_SHARED", Path(__file__).parents[2] / "shared"))
-DATA_SETS = ("alpaca_davinci003", "sharegpt", "gpteacher_code", "mmlupro_gpt-4o")
+DATA_SETS = ("gpteacher_code", "alpaca_davinci003", "sharegpt")
 NUM_VALIDATION = 400  # prompts of the training part that choose the epoch
 MOST_TEST = 4_000
 CHANGES = {"pairwise-margin": {"threshold": 0.2}}
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--objectives", nargs="*", default=list(OBJECTIVES), choices=OBJECTIVES)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--num-train", type=int, default=4_000)
-    parser.add_argument("--num-epochs", type=int, default=4)
+    parser.add_argument("--num-epochs", type=int, default=3)
     parser.add_argument("--minilm", help="folder of all-MiniLM-L6-v2: train it in lite's place")
     parser.add_argument("--json-out", type=Path)
     options = parser.parse_args()

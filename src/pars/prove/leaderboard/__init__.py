@@ -1,0 +1,1 @@
+"""Predictors side by side: order, calibration, cost, and what their order is worth."""

@@ -1,0 +1,1 @@
+"""PARS's tables and figures again, from data of its shape."""

@@ -21,6 +21,7 @@ declare -A commands=(
     [trace_load]="benchmarks/trace_load.py --data $conversation/data/val_data.json --ranker lite,alone=build/tau/sharegpt/lite/ranker --ranker lite=$conversation/lite/ranker --ranker MiniLM=$conversation/MiniLM/ranker"
     [objectives]="benchmarks/objectives.py"
     [objective_tau]="benchmarks/objectives.py"
+    [objectives_minilm]="benchmarks/objectives.py --minilm $minilm --data-sets alpaca_davinci003 --objectives pairwise-margin pairwise-logistic pointwise listmle --seeds 2 --num-train 3000 --num-epochs 2"
     [leaderboard]="benchmarks/leaderboard.py"
     [reproduce]="benchmarks/reproduce.py"
     [noise]="benchmarks/noise.py"
@@ -49,7 +50,7 @@ declare -A commands=(
     [vllm_starvation]="benchmarks/vllm_starvation.py"
 )
 
-for name in ${*:-prepare train tau objectives leaderboard reproduce score_cost trace_load noise serve online online_cost cold_start saboteur frontier tenants worth overtake_curve noon_shift gateway_cost relay_cost hostile_bodies import_time recording_cost vllm_latency vllm_starvation held_queue held_fleet live simulator order_by prompt_cost repeats}; do
+for name in ${*:-prepare train tau objectives objectives_minilm leaderboard reproduce score_cost trace_load noise serve online online_cost cold_start saboteur frontier tenants worth overtake_curve noon_shift gateway_cost relay_cost hostile_bodies import_time recording_cost vllm_latency vllm_starvation held_queue held_fleet live simulator order_by prompt_cost repeats}; do
     echo "== $name: python ${commands[$name]}"
     # shellcheck disable=SC2086 - the command is words
     python ${commands[$name]} >"$results/.$name.txt"

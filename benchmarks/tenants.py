@@ -15,6 +15,7 @@ leave. The last line of stdout is one JSON document; PARS_SHARED names the folde
 """
 
 import argparse
+import csv
 import json
 import os
 import sys
@@ -26,7 +27,6 @@ from pathlib import Path
 
 import numpy as np
 
-from frontier import Case, load_of
 from pars.prove.engine.decoding import Sequence
 from pars.prove.engine.fast_engine import FastEngine
 from pars.prove.engine.simulate import simulate
@@ -58,18 +58,29 @@ class Tenant:
     load: float
 
 
+def lengths() -> tuple[np.ndarray, np.ndarray]:
+    """Tokens of the trace's prompts and of its answers, each [num_requests]."""
+    with (SHARED / "data/traces/azure2023_conv.csv").open() as file:
+        rows = list(csv.DictReader(file))[:8000]
+    prompts, outputs = (
+        np.array([int(float(row[name])) for row in rows])
+        for name in ("input_tokens", "output_tokens")
+    )
+    return prompts, np.maximum(outputs, 1)
+
+
 def sent(tenants: list[Tenant], seconds: float, seed: int) -> list[tuple[str, WorkloadRequest]]:
     """(tenant, request) by arrival; Poisson arrivals, lengths drawn from the trace."""
-    trace = load_of(Case("azure2023_conv", 1.0, 8000))
-    rate = capacity(trace.output_tokens, trace.prompt_tokens)
+    prompts, outputs = lengths()
+    rate = capacity(outputs, prompts)
     rng = np.random.default_rng(seed)
     rows = []
     for tenant in tenants:
         at_s = rng.exponential(1 / (tenant.load * rate), int(2 * tenant.load * rate * seconds) + 9)
         at_s = np.cumsum(at_s)
-        chosen = rng.integers(len(trace.output_tokens), size=len(at_s))
+        chosen = rng.integers(len(outputs), size=len(at_s))
         rows += [
-            (at, tenant.name, int(trace.prompt_tokens[row]), int(trace.output_tokens[row]))
+            (at, tenant.name, int(prompts[row]), int(outputs[row]))
             for at, row in zip(at_s.tolist(), chosen.tolist(), strict=True)
             if at < seconds
         ]

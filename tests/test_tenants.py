@@ -16,13 +16,13 @@ from pars.errors import DataError, ParsError
 from pars.scheduling.demand import Demand
 from pars.scheduling.keys import EPOCH_S
 from pars.scheduling.policies.fair_tenants import OTHERS, FairTenants
-from pars.scheduling.policies.max_slowdown import LAST_EXPRESS_S, MaxSlowdown
+from pars.scheduling.policies.max_slowdown import MaxSlowdown
 from pars.scheduling.policies.policy import Place, Policy
 from pars.scheduling.policies.virtual_time import CREDIT_S, FIRST_RATE
 from pars.scheduling.tenants import Tenants
 from pars.serving.settings import Settings
 
-START_S = EPOCH_S + LAST_EXPRESS_S + 1
+START_S = EPOCH_S + 1e7
 KEY = "sk-search"
 DIGEST = hashlib.sha256(KEY.encode()).hexdigest()
 RATE = 1000.0  # work a second that the simulated engine does
@@ -193,6 +193,25 @@ def test_an_express_request_passes_its_own_tenant_and_nobody_else() -> None:
 
     assert express.is_express
     assert others.key - 300_000 <= express.key < waiting[0].key
+
+
+def test_nobody_starts_before_one_that_runs_where_the_engine_would_stop_it() -> None:
+    """No key is below that of a request that has begun: neither a late tenant's nor an express."""
+    policy = fair(2.0, a=1, b=1)
+    for lane in policy.lanes.values():
+        lane.is_preempting = True
+    running = [placed(policy, "a", 5000.0) for _ in range(10)]
+    for place in running[:5]:
+        policy.for_tenant("a").began(place)
+
+    others = [placed(policy, "b", 10.0), placed(policy, "a", 1.0)]
+    for place in running[5:]:
+        policy.for_tenant("a").began(place)
+    others += [placed(policy, "b", 10.0, 0.5), placed(policy, "other", 1.0, 0.5)]
+
+    assert min(it.key for it in others[:2]) >= running[4].key
+    assert min(it.key for it in others[2:]) >= running[9].key
+    assert not any(it.is_express for it in others)
 
 
 def test_offsets_move_a_request_and_not_the_clock() -> None:
@@ -426,7 +445,7 @@ def test_tenants_want_a_bound_in_shares(tmp_path: Path) -> None:
     ):
         Settings.from_env({"PARS_TENANTS": str(path), "PARS_MAX_OVERTAKE_S": "30"})
 
-    policy = Settings(tenants=str(path)).policy()
+    policy = Settings(tenants=str(path), max_slowdown=1.5).policy()
     assert isinstance(policy, FairTenants)
     assert policy.in_words == (
         "2 tenants by weight; inside each at most 1.5 times the wait of first come, first served"

@@ -119,8 +119,8 @@ class FairTenants(Policy):
     def ended(self, place: Place, now_s: float) -> None:
         self.lanes[OTHERS].ended(place, now_s)
 
-    def correct(self, place: Place, true_work: float) -> None:
-        self.lanes[OTHERS].correct(place, true_work)
+    def correct(self, place: Place, true_work: float, answers: float | None = None) -> None:
+        self.lanes[OTHERS].correct(place, true_work, answers)
 
     @property
     def in_words(self) -> str:

@@ -47,9 +47,12 @@ class TenantLane(Policy):
     Attributes:
         share: Of the engine, where everybody has requests waiting.
         num_waiting: Its requests that the engine has not begun to answer.
+        is_preempting: The engine stops a running request for one of a better key: then nobody
+            starts before one that runs, so that there is neither credit nor express.
     """
 
     hears_engine = True
+    is_preempting = False
 
     def __init__(self, queue: SharedQueue, name: str, share: float, inside: MaxSlowdown) -> None:
         self.name = name
@@ -119,7 +122,7 @@ class TenantLane(Policy):
             place.start_s = self._time.now_s if first_s is None else first_s
             place.start_s -= LEAD_S * (1 - min(demand.cost / LONG_COST, 1.0))
         else:
-            place.start_s = max(self._time.late_s, self._finish_s)
+            place.start_s = max(self._first_start_s, self._finish_s)
             place.charge = max(inside.work, 1.0) * (self.stands_for if is_behind else 1.0)
             self._finish_s = place.start_s + self._seconds(place.charge)
             self._ordinary.add(place)
@@ -127,6 +130,11 @@ class TenantLane(Policy):
         self.num_waiting += 1
         self._time.waiting.add(place)
         return place
+
+    @property
+    def _first_start_s(self) -> float:
+        """Before which it cannot start."""
+        return self._time.last_begun_s if self.is_preempting else self._time.late_s
 
     def began(self, place: Place) -> None:
         """The engine answers it; it waits no longer."""
@@ -147,8 +155,8 @@ class TenantLane(Policy):
             self._time.saw(place.work, now_s)
         self._inside.ended(place.inside, now_s)
 
-    def correct(self, place: Place, true_work: float) -> None:
-        """What it truly took became known, after its end."""
+    def correct(self, place: Place, true_work: float, answers: float | None = None) -> None:
+        """What it truly took became known, after its end; of that, its answers, if it is known."""
         if not isinstance(place, FairPlace) or place.inside is None:
             return
         self._inside.correct(place.inside, true_work)
@@ -195,6 +203,8 @@ class TenantLane(Policy):
 
     def _may_pass(self) -> bool:
         """Whether it was given no more than others that are behind, and part of a bucket."""
+        if self.is_preempting:
+            return False
         least_s = self._queue.least_received_s
         if self not in self._queue.behind or least_s is None:
             return True

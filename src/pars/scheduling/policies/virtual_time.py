@@ -83,6 +83,7 @@ class VirtualTime:
         work_in_s: Of the whole engine, in one of these seconds: what it was seen to do, so that
             the clocks of several gateways stay near each other while somebody waits.
         period: How many times nobody waited.
+        last_begun_s: The largest start of those that the engine has begun, ever.
         waiting: Everybody who waits.
     """
 
@@ -90,6 +91,7 @@ class VirtualTime:
         self.now_s = self._period_s = 0.0
         self.work_in_s = FIRST_RATE
         self.period = 0
+        self.last_begun_s = 0.0
         self.waiting = Waiting()
         self._highest_rate = self._work = 0.0
         self._since_s: float | None = None
@@ -121,6 +123,8 @@ class VirtualTime:
         self.waiting.leave()
         if (first_s := self.waiting.first_s) is not None:
             self.now_s = max(self.now_s, first_s)
+        if most_s is not None:
+            self.last_begun_s = max(self.last_begun_s, place.start_s)
         if most_s is not None and place.period == self.period and not place.is_moved:
             self.now_s = max(self.now_s, min(place.start_s, self.now_s + most_s))
 

@@ -22,6 +22,7 @@ DOCUMENTS = tuple(
         "README.md",
         "CONTRIBUTING.md",
         "docs/api.md",
+        "docs/deploy.md",
         "docs/learning.md",
         "docs/serving.md",
         "benchmarks/results/README.md",
@@ -71,6 +72,17 @@ def file_map(folder: str) -> str:
         elif not path.name.startswith("__"):
             lines.append(f"| `{name}` | {first} |")
     return "\n".join(["| file | what for |", "|---|---|", *lines])
+
+
+def dialects(_: str) -> str:
+    """The dialects of routers, as `pars.scheduling.dialects` declares them."""
+    from pars.scheduling.dialects import DIALECTS
+
+    rows = ["| `--dialect` | what carries the place | the queue is | from |", "|---|---|---|---|"]
+    for it in DIALECTS.values():
+        how = "ran" if it.was_run else "read, not run"
+        rows.append(f"| `{it.name}` | {it.carrier} | {it.queue} | {it.read_in}: {how} |")
+    return "\n".join(rows)
 
 
 def settings(_: str) -> str:
@@ -297,6 +309,7 @@ def _interval(tau_b: dict) -> str:
 
 PARTS = {
     "files": file_map,
+    "dialects": dialects,
     "settings": settings,
     "api": api,
     "printed": printed,

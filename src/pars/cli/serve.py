@@ -152,6 +152,7 @@ def log_format_of(option: str | None) -> str:
 @setting_option("learn")
 @setting_option("state")
 @setting_option("engine")
+@setting_option("dialect")
 @setting_option("hold")
 @setting_option("slots")
 @setting_option("max_held")
@@ -259,11 +260,14 @@ def _servers(
 
 def _gateway_to(servers: "list[Upstream]", settings: Settings) -> "Gateway":
     """The gateway before them; says what it learns by, and ends where there is no ranker."""
+    from pars.scheduling.engines import way_of
     from pars.serving.gateway import Gateway
 
     app = Gateway(servers, settings)
     if settings.ranker != "none" and not app.middleware.predictor.offline.live.is_loaded:
         raise ParsError(f"no ranker can be loaded from {settings.ranker_folder}")
+    if settings.named_engine is not None and settings.named_engine.dialect is not None:
+        log.info("%s: %s", settings.dialect, way_of(settings.named_engine))
     learner = app.middleware.predictor.learner
     if learner is not None:
         log.info("learns as it serves, %s", _kept(learner.folder))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pars.outcomes.records import Outcome
 from pars.ranking.online.ranker import Guess
 from pars.scheduling.demand import PROMPT_TOKEN_WORK
+from pars.scheduling.dialects import Standing
 from pars.scheduling.policies.policy import Place, Policy
 
 
@@ -28,6 +29,7 @@ class Decision:
         policy: Whose place that is; it may have changed since.
         shadow_key: Its key, were the policy not only thought of; None: it is in force.
         tenant: Whose request it is; None: there are no tenants.
+        standing: Its place in every form that an engine or a router may want; None: the priority.
         guess: What the ranker that learns expected of the answer; None: none does.
     """
 
@@ -42,6 +44,7 @@ class Decision:
     policy: Policy | None = None
     shadow_key: int | None = None
     tenant: str | None = None
+    standing: Standing | None = None
     guess: Guess | None = None
 
     def true_work(self, outcome: Outcome) -> float:

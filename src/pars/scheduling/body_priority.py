@@ -32,7 +32,7 @@ class _Own(msgspec.Struct):
 _OWN = msgspec.json.Decoder(_Own)
 
 
-def with_priority(body: bytes, priority: int) -> bytes:
+def with_priority(body: bytes, priority: int | float) -> bytes:
     """
     `body` with `priority` as its top-level field, whatever the client had put there.
 
@@ -43,13 +43,13 @@ def with_priority(body: bytes, priority: int) -> bytes:
     Raises:
         ValueError: the body cannot be a JSON object.
     """
-    body, value = _as_utf8(body), str(priority)
+    body, value = as_utf8(body), str(priority)
     if len(body) <= SMALL_BYTES:
         text = body.decode("utf-8", "surrogatepass")
-        members = _read_members(text)
+        members = read_members(text)
         spans = [(start, end) for name, _, start, end in members or () if name == "priority"]
-        return _overwritten(text, spans, value) if spans else _appended(body, value)
-    return _overwritten_in_large(body, value.encode()) or _appended(body, value)
+        return overwritten(text, spans, value) if spans else appended(body, value)
+    return _overwritten_in_large(body, value.encode()) or appended(body, value)
 
 
 def without_priority(body: bytes) -> bytes:
@@ -63,15 +63,15 @@ def without_priority(body: bytes) -> bytes:
     """
     if not _may_have_own(body):
         return body
-    body = _as_utf8(body)
+    body = as_utf8(body)
     if len(body) <= SMALL_BYTES:
         text = body.decode("utf-8", "surrogatepass")
-        members = _read_members(text)
+        members = read_members(text)
         if members is not None:
             return _taken_out(text, members) if members else body
     elif _own_value(body) == b"":
         return body
-    return _overwritten_in_large(body, b"0") or _appended(body, "0")
+    return _overwritten_in_large(body, b"0") or appended(body, "0")
 
 
 def _may_have_own(body: bytes) -> bool:
@@ -80,7 +80,7 @@ def _may_have_own(body: bytes) -> bool:
     return has_escapes or b"priority" in body or b"\0" in body[:4]
 
 
-def _as_utf8(body: bytes) -> bytes:
+def as_utf8(body: bytes) -> bytes:
     """The body in UTF-8 without a byte order mark: engines read UTF-16 and UTF-32 too."""
     encoding = json.detect_encoding(body)
     if encoding == "utf-8":
@@ -88,13 +88,13 @@ def _as_utf8(body: bytes) -> bytes:
     return body.decode(encoding, "surrogatepass").encode("utf-8", "surrogatepass")
 
 
-def _appended(body: bytes, value: str) -> bytes:
+def appended(body: bytes, value: str, name: str = "priority") -> bytes:
     """The object with one more field at its end."""
     begin, end = _after_space_of_bytes(body, 0), _before_space(body, len(body)) - 1
     if end <= begin or body[begin : begin + 1] != b"{" or body[end : end + 1] != b"}":
         raise ValueError("the body is not a JSON object")
     is_empty = _before_space(body, end) == begin + 1
-    field = b"%s%s:%s" % (b"" if is_empty else b",", _NAME, value.encode())
+    field = b'%s"%s":%s' % (b"" if is_empty else b",", name.encode(), value.encode())
     return b"".join((body[:end], field, body[end:]))
 
 
@@ -104,7 +104,7 @@ def _appended(body: bytes, value: str) -> bytes:
 Member = tuple[str, int, int, int]  # name, where it starts, where its value starts and ends
 
 
-def _read_members(text: str) -> list[Member] | None:
+def read_members(text: str) -> list[Member] | None:
     """The top-level fields; None where Python's parser cannot read them (but others might)."""
     try:
         return list(_members(text))
@@ -141,7 +141,7 @@ def _past(mark: str, text: str, at: int) -> int:
     return at + 1
 
 
-def _overwritten(text: str, spans: list[tuple[int, int]], value: str) -> bytes:
+def overwritten(text: str, spans: list[tuple[int, int]], value: str) -> bytes:
     pieces, at = [], 0
     for start, end in spans:
         pieces += [text[at:start], value]
@@ -240,10 +240,10 @@ class PriorityAppender:
             its bytes show: to an engine that takes none, a field that it does not know is an error.
     """
 
-    def __init__(self, priority: int, *, only_over_own: bool = False) -> None:
+    def __init__(self, priority: int | float, *, only_over_own: bool = False) -> None:
         self._may_be_own = not only_over_own
         self._tail = b""  # of what has passed: a name may be cut in two
-        self._field = b',"priority":%d' % priority
+        self._field = b',"priority":%s' % str(priority).encode()
         self._held = bytearray()
         self._is_done = False
         self.num_added_bytes = len(self._field)

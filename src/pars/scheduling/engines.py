@@ -15,7 +15,10 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pars.scheduling.dialects import Dialect
 
 PRIORITY_HEADER = b"x-vllm-priority"
 
@@ -32,12 +35,18 @@ FIRST_VERSION_WITH_HEADER = (0, 28)
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """Where an engine looks for a request's priority, and which way round."""
+    """
+    Where an engine looks for a request's priority, and which way round.
+
+    Attributes:
+        dialect: Of what stands between us and it; that then says where the priority goes.
+    """
 
     name: str
     takes_header: bool = False
     larger_first: bool = False
     takes_priority: bool = True
+    dialect: "Dialect | None" = None
 
     def wants_header(self, path: str) -> bool:
         """Whether the priority goes into the header rather than the body on this path."""
@@ -171,6 +180,8 @@ def _sglang_warnings(page: Mapping[str, Any]) -> list[str]:
 
 def way_of(engine: Engine) -> str:
     """Where an engine looks for a priority and which way round, for people."""
+    if engine.dialect is not None:
+        return f"priorities in {engine.dialect.carrier}; the queue is {engine.dialect.queue}"
     where = "in the header X-Vllm-Priority" if engine.takes_header else "in the body"
     return f"priorities {where}, {'larger' if engine.larger_first else 'smaller'} first"
 
@@ -179,7 +190,11 @@ def contradictions(named: Engine, told: EngineTold) -> list[str]:
     """What is wrong with taking an engine for `named` that tells `told` of itself."""
     if told is FOREIGN or not named.takes_priority or told.engine == named:
         return []
+    if named.dialect is not None and not named.dialect.says_engine:
+        return []
     right = f"PARS_ENGINE={told.engine.name} or auto"
+    if named.dialect is not None:
+        right = f"PARS_ENGINE={told.engine.name}"
     if not told.engine.takes_priority:
         return [f"it is taken for {named.name}, but it is {told.told}"]
     if told.engine.larger_first != named.larger_first:

@@ -41,6 +41,10 @@ class Keys:
         limit = (1 << (self.bits - 1)) - 1  # -limit too, so that a negated key is in range
         return min(max(key, -limit), limit)
 
+    def seconds(self, key: int) -> float:
+        """The place of a key, in seconds since EPOCH_S."""
+        return (key if self.bits == 64 else key + (1 << 31)) / self.ticks_per_s
+
 
 def bounded_offset_s(offset_s: float) -> float:
     """An offset that somebody wishes for, within what keys can hold."""

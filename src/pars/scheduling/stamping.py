@@ -3,31 +3,52 @@ Puts a request's priority where the engine looks for it, in a header or in the b
 client's own away, for an engine that is to get none.
 """
 
+from collections.abc import Mapping
 from contextlib import suppress
 
 from pars.request.body import TOO_MUCH, HeldBody, Message, Receive, Scope
+from pars.scheduling.body_fields import with_field
 from pars.scheduling.body_priority import PriorityAppender, with_priority, without_priority
+from pars.scheduling.dialects import DIALECT_HEADERS, TOP, Number, Path, Standing
 from pars.scheduling.engines import PRIORITY_HEADER, Engine
 
 
 def stamped(
-    engine: Engine, scope: Scope, body: HeldBody, priority: int, receive: Receive
+    engine: Engine, scope: Scope, body: HeldBody, at: Standing, receive: Receive
 ) -> tuple[Scope, Receive]:
-    """The request with its priority where the engine looks for it."""
+    """The request with its priority where the engine, or the router before it, looks for it."""
+    if engine.dialect is not None:
+        headers = [*scope["headers"], *engine.dialect.headers(at).items()]
+        return _in_body(engine.dialect.fields(at), {**scope, "headers": headers}, body, receive)
     if engine.wants_header(scope["path"]):
         if body.outcome is None:
             # Its own field would not count, but a bad one is an error that speaks of priorities.
             scope, receive = unstamped(scope, body, receive)
         else:
             receive = body.replay(receive)
-        headers = [*scope["headers"], (PRIORITY_HEADER, b"%d" % priority)]
+        headers = [*scope["headers"], (PRIORITY_HEADER, b"%d" % at.priority)]
         return {**scope, "headers": headers}, receive
+    return _in_body({TOP: at.priority}, scope, body, receive)
+
+
+def _in_body(
+    fields: Mapping[Path, Number], scope: Scope, body: HeldBody, receive: Receive
+) -> tuple[Scope, Receive]:
+    """The request with these fields, and without a priority of the client's own."""
     if body.outcome is None:
-        with suppress(ValueError):  # no JSON object: the engine will say so
-            added = body.replace(with_priority(body.content(), priority))
-            return _lengthened(scope, added), body.replay(receive)
+        with suppress(ValueError, RecursionError):  # no JSON object: the engine will say so
+            content = body.content()
+            if TOP not in fields:
+                content = without_priority(content)
+            for path, value in fields.items():
+                content = (
+                    with_priority(content, value)
+                    if path == TOP
+                    else with_field(content, path, value)
+                )
+            return _lengthened(scope, body.replace(content)), body.replay(receive)
     if body.outcome in TOO_MUCH:
-        appender = PriorityAppender(priority)
+        appender = PriorityAppender(fields.get(TOP, 0), only_over_own=TOP not in fields)
         receive = _appending(appender, body.replay(receive))
         return _lengthened(scope, appender.num_added_bytes), receive
     return scope, body.replay(receive)
@@ -58,7 +79,7 @@ def repeated(scope: Scope, content: bytes, receive: Receive) -> tuple[Scope, Rec
 
     headers = [
         (name, b"%d" % len(content) if name == b"content-length" else value)
-        for name, value in without(scope, frozenset((PRIORITY_HEADER,)))["headers"]
+        for name, value in without(scope, DIALECT_HEADERS)["headers"]
     ]
     return {**scope, "headers": headers}, replayed
 

@@ -15,8 +15,10 @@ from pars.outcomes.metrics import ServeMetrics
 from pars.outcomes.records import Outcome
 from pars.outcomes.writer import OutcomeWriter
 from pars.request.prompts import head_and_tail
-from pars.scheduling.demand import demand_of
+from pars.scheduling.demand import Demand, demand_of
+from pars.scheduling.dialects import Standing, standing
 from pars.scheduling.engines import Engine
+from pars.scheduling.keys import Keys
 from pars.scheduling.trust import Headers
 from pars.serving.asked import MAX_NAME_CHARS, Asked, Body, read_asked
 from pars.serving.placing import Placing
@@ -53,6 +55,7 @@ class Decider:
         self._clock = clock
         self._trust = settings.trust()
         self._tenants = settings.read_tenants()
+        self._keys = Keys(settings.priority_bits)
 
     def read_trust_again(self) -> str:
         """
@@ -115,6 +118,7 @@ class Decider:
             policy=placed.policy,
             shadow_key=placed.shadow_key,
             tenant=tenant,
+            standing=self._standing(engine, placed.priority, asked, prediction, demand, arrival_s),
             guess=prediction.guess,
         )
 
@@ -125,6 +129,29 @@ class Decider:
         trust = self._trust
         counts = not trust.names_anyone or trust.is_trusted(headers, peer)
         return self._tenants.of(headers, header_counts=counts)
+
+    def _standing(
+        self,
+        engine: Engine,
+        priority: int,
+        asked: Asked,
+        prediction: Prediction,
+        demand: Demand,
+        arrival_s: float,
+    ) -> Standing | None:
+        """The place as a router may want it; None: there is none before the engine."""
+        if engine.dialect is None:
+            return None
+        key = -priority if engine.larger_first else priority
+        expected = prediction.tokens[0] if prediction.tokens else 0.0
+        most = asked.request.max_tokens
+        return standing(
+            priority,
+            self._keys.seconds(key),
+            arrival_s,
+            demand.cost,
+            expected if most is None else min(expected, most),
+        )
 
     def _outcome(
         self, path: str, asked: Asked, prediction: Prediction, arrival_s: float, key: int

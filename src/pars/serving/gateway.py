@@ -18,7 +18,6 @@ from prometheus_client import CollectorRegistry
 from pars.outcomes.metrics import ServeMetrics
 from pars.ranking.live_ranker import LiveRanker
 from pars.request.body import ASGIApp, Message, Receive, Scope, Send
-from pars.scheduling.engines import ENGINES
 from pars.scheduling.trust import keys_in
 from pars.serving.client_protocol import ClientProtocol
 from pars.serving.control import CTL_PATH, Control, answer_ctl
@@ -74,8 +73,7 @@ class Gateway:
         self.settings = settings
         self.registry = registry or CollectorRegistry()
         metrics = ServeMetrics(self.registry)
-        named = None if settings.engine == "auto" else ENGINES[settings.engine]
-        self.known = KnownEngine(named, metrics)
+        self.known = KnownEngine(settings.named_engine, metrics)
         self.fleet = Fleet(self.upstreams, settings, self.known, self.registry, pauses_s)
         self.queue = HeldQueue(
             list(self.fleet.relays), max_held=settings.max_held, max_held_s=settings.max_held_s

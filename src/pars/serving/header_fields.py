@@ -6,6 +6,7 @@ say that name a place on the server behind.
 from collections.abc import Iterable
 from urllib.parse import urlsplit, urlunsplit
 
+from pars.scheduling.dialects import DIALECT_HEADERS
 from pars.scheduling.trust import WISH_HEADERS
 
 Headers = list[tuple[bytes, bytes]]
@@ -21,7 +22,7 @@ HOP_BY_HOP = frozenset(
 # Needed to understand the message, so that no Connection field can take them away.
 ALWAYS_KEPT = frozenset((b"host", b"content-length"))
 # Some servers read "_" as "-": a client's x_vllm_priority would come to them beside our own field.
-LOOKED_ALIKE = HOP_BY_HOP | ALWAYS_KEPT | WISH_HEADERS
+LOOKED_ALIKE = HOP_BY_HOP | ALWAYS_KEPT | WISH_HEADERS | DIALECT_HEADERS
 
 
 def end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> Headers:

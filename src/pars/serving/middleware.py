@@ -40,6 +40,7 @@ from pars.request.body import (
 )
 from pars.request.prompts import reader_of
 from pars.scheduling.body_priority import may_append
+from pars.scheduling.dialects import DIALECT_HEADERS, DIRECT, Standing
 from pars.scheduling.engines import ENGINES, Engine, engine_of_host, scheduling_policy
 from pars.scheduling.stamping import stamped, unstamped, without
 from pars.scheduling.trust import WISH_HEADERS
@@ -113,6 +114,7 @@ class PriorityMiddleware:
         self.tenants: TenantWatch | None = None
         if settings.tenants:
             self.tenants = TenantWatch(TenantMetrics(self.metrics.registry), clock)
+        self._not_theirs = WISH_HEADERS | (DIALECT_HEADERS if settings.dialect != DIRECT else set())
         self._probes = Probes(partial(problem_of_host, app))
         self._writer: OutcomeWriter | None = None
         self._upkeep: list[asyncio.Task[None]] = []
@@ -141,7 +143,7 @@ class PriorityMiddleware:
             await self._probes.answer(scope, send)
             return
         is_generation = scope["method"] == "POST" and reader_of(scope["path"]) is not None
-        passing = without(scope, WISH_HEADERS)
+        passing = without(scope, self._not_theirs)
         if not is_generation:
             await self.app(passing, receive, send)
             return
@@ -191,9 +193,9 @@ class PriorityMiddleware:
         try:
             num_bytes = body.num_bytes
             if engine.takes_priority:
-                priority = decision.priority
+                at = decision.standing or Standing(decision.priority)
                 scope, receive = await beside_loop(
-                    num_bytes, stamped, engine, scope, body, priority, receive
+                    num_bytes, stamped, engine, scope, body, at, receive
                 )
             else:
                 scope, receive = await beside_loop(num_bytes, unstamped, scope, body, receive)

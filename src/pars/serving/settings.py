@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from pars.errors import DataError, ParsError
-from pars.scheduling.engines import ENGINES
+from pars.scheduling.dialects import DIALECTS, DIRECT
+from pars.scheduling.engines import ENGINES, Engine
 from pars.scheduling.policies.fair_tenants import FairTenants
 from pars.scheduling.policies.max_slowdown import DEFAULT_MAX_SLOWDOWN, MaxSlowdown
 from pars.scheduling.policies.policy import Policy
@@ -124,6 +125,11 @@ class Settings:
         "auto",
         "how the engine takes priorities; `auto`: it is asked",
         choices=("auto", *ENGINES),
+    )
+    dialect: str = _setting(
+        DIRECT,
+        "gateway only: what stands between it and the engine, and so where the priority goes",
+        choices=(DIRECT, *DIALECTS),
     )
     hold: str = _setting(
         "auto",
@@ -270,6 +276,18 @@ class Settings:
         for it in declared_settings():
             if problem := it.problem(getattr(self, it.name)):
                 raise ParsError(f"{it.name}: {problem}")
+        dialect = DIALECTS.get(self.dialect)
+        if dialect is not None and not dialect.says_engine and self.tenants:
+            raise ParsError(
+                f"dialect: {self.dialect} orders by arrival, which tenants' shares are not: leave"
+                " one of them out"
+            )
+        may_name = dialect is None or (dialect.says_engine and self.engine != "none")
+        if self.engine != "auto" and not may_name:
+            raise ParsError(
+                f"dialect: {self.dialect} says where the priority goes: leave engine at auto,"
+                f" not {self.engine}"
+            )
         self.policy()
         self.outcome_limits()
         self.drift_settings()
@@ -331,6 +349,12 @@ class Settings:
         if self.upstream_api_key:
             raise ParsError("upstream_api_key_file: upstream_api_key is set too: unset one of them")
         return _one_line("upstream_api_key_file", Path(self.upstream_api_key_file))
+
+    @property
+    def named_engine(self) -> Engine | None:
+        """How the upstream takes priorities, where the operator says it; None: it is asked."""
+        named = None if self.engine == "auto" else ENGINES[self.engine]
+        return named if self.dialect == DIRECT else DIALECTS[self.dialect].engine(named)
 
     @property
     def goes_by_slowdown(self) -> bool:

@@ -198,7 +198,7 @@ def run(
     def ended(it: RequestTimes) -> None:
         policy, place = places.pop(it.request_id)
         policy.ended(place, it.finished_s or 0.0)
-        policy.correct(place, float(it.output_tokens + it.prompt_tokens))
+        policy.correct(place, float(it.output_tokens + it.prompt_tokens), it.output_tokens)
         times.append(it)
 
     simulate(

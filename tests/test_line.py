@@ -25,8 +25,8 @@ class Told(Policy):
     def ended(self, place, now_s):
         self.heard.append(("ended", place.key, now_s))
 
-    def correct(self, place, true_work):
-        self.heard.append(("correct", place.key, true_work))
+    def correct(self, place, true_work, answers=None):
+        self.heard.append(("correct", place.key, true_work, answers))
 
 
 def test_a_policy_hears_arrival_first_token_end_and_the_true_work():
@@ -43,7 +43,7 @@ def test_a_policy_hears_arrival_first_token_end_and_the_true_work():
         ("place", estimator.demand(REQUEST), START_S + 2.0, True),
         ("began", 7),
         ("ended", 7, 3.5),
-        ("correct", 7, 40.0),
+        ("correct", 7, 40.0, 10),
     ]
 
 

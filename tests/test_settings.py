@@ -138,4 +138,4 @@ def test_options_of_the_gateway_say_their_variable_and_default() -> None:
 def test_the_table_has_a_row_a_setting() -> None:
     """`docs/generate.py` puts it into docs/serving.md; test_docs.py sees that it is current."""
     assert settings_table().count("\n") == len(VARIABLES) + 1
-    assert "| `PARS_MAX_SLOWDOWN` | 1.5 | R:" in settings_table()
+    assert "| `PARS_MAX_SLOWDOWN` | 1.33 | R:" in settings_table()

@@ -3,6 +3,7 @@
 import heapq
 import math
 import random
+import statistics
 from collections.abc import Callable
 
 import pytest
@@ -11,23 +12,22 @@ from hypothesis import strategies as st
 
 from pars.errors import ParsError
 from pars.scheduling.demand import Demand
-from pars.scheduling.keys import EPOCH_S
 from pars.scheduling.policies.max_slowdown import (
+    BUCKET_REQUESTS,
     BUCKET_S,
-    EXPRESS_S,
-    LAST_EXPRESS_S,
+    EXPRESS_RANGE_S,
     MaxSlowdown,
-    key_s,
 )
 from pars.scheduling.policies.policy import Place
 from pars.serving.settings import Settings
 
 RATE = 100.0  # work a second that the simulated engine does
+NOON_S = 1_795_694_400.0  # of a day in November 2026
 
 
 def placed(lane: MaxSlowdown, cost: float, work: float, arrival_s: float = 0.0) -> Place:
-    """The place of a request that comes so long after the last express key."""
-    return lane.place(Demand(cost, work), EPOCH_S + LAST_EXPRESS_S + 1 + arrival_s)
+    """The place of a request that comes so long after noon."""
+    return lane.place(Demand(cost, work), NOON_S + arrival_s)
 
 
 class Engine:
@@ -111,7 +111,9 @@ def test_no_ordinary_request_waits_more_than_the_bound(
 
     largest_s = max(work for _, work, _ in requests) / RATE
     behind_s = max(predicted for _, _, predicted in requests) / RATE
-    constant_s = num_gateways * (BUCKET_S + 2 * largest_s + behind_s + 4 * skew_s)
+    mean_s = statistics.fmean(max(work, predicted) for _, work, predicted in requests) / RATE
+    bucket_s = BUCKET_S + BUCKET_REQUESTS * mean_s
+    constant_s = num_gateways * (bucket_s + 2 * largest_s + behind_s + 4 * skew_s)
     for wait_s, fcfs_s, express in zip(waits, first_come, is_express, strict=True):
         if not express:
             assert wait_s <= ratio * (fcfs_s + constant_s)
@@ -132,7 +134,7 @@ def test_without_a_bound_the_shortest_go_first():
         keys.append(placed(lane, cost, cost).key)
 
     assert sorted(keys) == [keys[1], keys[2], keys[0]]
-    assert max(keys) < LAST_EXPRESS_S * 1e6
+    assert max(keys) < NOON_S * 1e6
 
 
 def test_short_requests_gain_where_the_queue_is_long():
@@ -172,7 +174,7 @@ def test_the_truth_corrects_the_bucket():
     placed(lane, 1e6, 1e6)
     for _ in range(5):
         placed(lane, 1.0, 50.0)
-    short = placed(lane, 1.0, 10.0)
+    short = placed(lane, 10.0, 10.0)
     assert short.is_express
     before = lane.level
     lane.ended(short, 21.0)
@@ -193,11 +195,63 @@ def test_who_leaves_waits_no_longer():
     assert lane.num_waiting == 0
 
 
-@given(cost=st.floats(0, 1e12), since_s=st.floats(LAST_EXPRESS_S + 1, 4e9))
-def test_express_is_always_before_ordinary(cost: float, since_s: float):
-    """Whatever it costs, and whenever the other arrived."""
-    assert EXPRESS_S <= key_s(True, cost, since_s) <= LAST_EXPRESS_S
-    assert key_s(True, cost, since_s) < key_s(False, cost, since_s)
+def seen(lane: MaxSlowdown) -> MaxSlowdown:
+    """It has seen an engine do 100 units of work a second; its bucket fills while nobody waits."""
+    for second in range(20):
+        lane.ended(placed(lane, 100.0, 100.0), NOON_S + second)
+    return lane
+
+
+@given(cost=st.floats(0, 1e12), ages_s=st.lists(st.floats(0, 1e6), min_size=2))
+def test_express_goes_before_all_that_wait_and_behind_all_that_run(
+    cost: float, ages_s: list[float]
+):
+    """Its key is less than that of the first who waits, by no more than a tenth of a second."""
+    lane = seen(MaxSlowdown(2.0))
+    came_s = sorted(ages_s)
+    first, *rest = [lane.place(Demand(1e12, 1e12), NOON_S + at_s) for at_s in came_s]
+    lane.began(first)
+    lane.level = lane.capacity
+    express = lane.place(Demand(min(cost, 20.0), 1.0), NOON_S + came_s[-1])
+
+    assert express.is_express
+    assert not any(it.is_express for it in (first, *rest))
+    assert rest[0].key - 1e6 * EXPRESS_RANGE_S - 1 <= express.key < min(it.key for it in rest)
+
+
+def test_where_the_engine_preempts_no_key_is_better_than_that_of_one_that_runs():
+    """Express is first come, first served too, behind whoever runs and before whoever waits."""
+    lane = seen(MaxSlowdown(2.0))
+    lane.is_preempting = True
+    runs, waits = placed(lane, 1e6, 1e6, 10.0), placed(lane, 1e6, 1e6, 11.0)
+    lane.began(runs)
+    first, second = placed(lane, 20.0, 20.0, 12.0), placed(lane, 2.0, 2.0, 13.0)
+
+    assert (first.is_express, second.is_express) == (True, True)
+    assert runs.key < first.key == second.key == waits.key - 1
+
+
+def test_a_proxys_time_stamp_is_a_place_among_ours():
+    """A request that pars never saw, with microseconds since 1970 as its key, stands as it came."""
+    lane = seen(MaxSlowdown(2.0))
+    before, after = placed(lane, 1e6, 1e6, 10.0), placed(lane, 1e6, 1e6, 12.0)
+    unseen = round((NOON_S + 11.0) * 1e6)
+    express = placed(lane, 2.0, 2.0, 13.0)
+
+    assert express.is_express
+    assert express.key < before.key < unseen < after.key
+
+
+def test_predictions_that_say_nothing_order_nothing():
+    """After some hundred answers that are nothing like them it is first come, first served."""
+    lane, chance = seen(MaxSlowdown(2.0)), random.Random(0)
+    for second in range(400):
+        place = placed(lane, *2 * [math.exp(chance.gauss(4.0, 1.0))], float(second))
+        lane.ended(place, NOON_S + 100.0 + second)
+        lane.correct(place, math.exp(chance.gauss(4.0, 1.0)))
+
+    assert not lane.hindsight.is_useful
+    assert not any(placed(lane, work, work).is_express for work in (1.0, 10.0, 1e3))
 
 
 @pytest.mark.parametrize("ratio", [0.9, -1.0, math.nan])

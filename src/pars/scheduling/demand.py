@@ -117,10 +117,17 @@ class Demand(NamedTuple):
     Attributes:
         cost: What it is ordered by, 0 or more.
         work: What it takes of the engine.
+        most: That its answers can be, by the request's own limit.
     """
 
     cost: float
     work: float
+    most: float = math.inf
+
+    @property
+    def answers(self) -> float:
+        """Of the work, the tokens of its answers; what is left is the prompt's."""
+        return min(self.cost * self.cost / self.work, self.work) if self.work > 0 else 0.0
 
 
 def demand_of(
@@ -139,14 +146,20 @@ def demand_of(
         obey_limits: Keep each answer between the request's min_tokens and max_tokens.
     """
     limit = math.inf if request.max_tokens is None else request.max_tokens
-    answers = work = 0.0
+    answers = work = most = 0.0
     for prompt, tokens in zip(request.prompts, expected_tokens, strict=True):
         tokens = max(tokens, 1.0)  # no answer is shorter, however long its prompt
         answer = min(max(tokens, request.min_tokens), limit) if obey_limits else tokens
         num_answers = request.num_answers * prompt.num_prompts
         answers += num_answers * answer
+        most += num_answers * limit
         work += num_answers * answer + PROMPT_TOKEN_WORK * prompt.num_tokens
-    return Demand(math.sqrt(answers * work), work)
+    return Demand(cost_of(answers, work), work, most if obey_limits else math.inf)
+
+
+def cost_of(answers: float, work: float) -> float:
+    """What a request is ordered by, of the tokens of its answers and its work."""
+    return math.sqrt(answers * work)
 
 
 def _quantiles(values: Iterable[float]) -> tuple[float, ...]:

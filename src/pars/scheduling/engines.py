@@ -14,7 +14,7 @@ How each engine takes a priority, and what its own pages tell of that.
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ class Engine:
 
     Attributes:
         dialect: Of what stands between us and it; that then says where the priority goes.
+        is_preempting: It stops a running request for one of a better priority, as it is started.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Engine:
     larger_first: bool = False
     takes_priority: bool = True
     dialect: "Dialect | None" = None
+    is_preempting: bool = field(default=False, compare=False)
 
     def wants_header(self, path: str) -> bool:
         """Whether the priority goes into the header rather than the body on this path."""
@@ -139,6 +141,7 @@ def told_by_server_info(page: Mapping[str, Any]) -> EngineTold | None:
         return EngineTold(NONE, told, (change,), release)
     low_first = page["schedule_low_priority_values_first"]
     engine = ENGINES["sglang-low-first" if low_first else "sglang"]
+    engine = replace(engine, is_preempting=_preempts(page))
     return EngineTold(engine, name, tuple(_sglang_warnings(page)), release)
 
 
@@ -152,12 +155,17 @@ def told_by_props(page: Mapping[str, Any]) -> EngineTold | None:
     return EngineTold(NONE, told, release=f"llama.cpp {build}", slots=slots)
 
 
-def _sglang_warnings(page: Mapping[str, Any]) -> list[str]:
-    warnings = []
+def _preempts(page: Mapping[str, Any]) -> bool:
+    """Whether a SGLang stops running requests for those of better priorities."""
     threshold = page.get("priority_scheduling_preemption_threshold")
     is_out_of_reach = isinstance(threshold, int) and threshold >= LEAST_PREEMPTION_THRESHOLD
     # A page of a version without preemption has no such field.
-    if page.get("disable_priority_preemption") is False and not is_out_of_reach:
+    return page.get("disable_priority_preemption") is False and not is_out_of_reach
+
+
+def _sglang_warnings(page: Mapping[str, Any]) -> list[str]:
+    warnings = []
+    if _preempts(page):
         warnings.append(
             "SGLang preempts by priority: running requests are thrown out and computed again for"
             " each one that is expected shorter; start it with --disable-priority-preemption"
@@ -221,13 +229,15 @@ def common(told: Sequence[EngineTold]) -> EngineTold:
     """
     told = [it for it in told if it is not FOREIGN] or told
     engines = {it.engine for it in told}
+    is_preempting = any(it.engine.is_preempting for it in told)
     if len(engines) == 1:
-        return told[-1]
+        engine = replace(told[-1].engine, is_preempting=is_preempting)
+        return replace(told[-1], engine=engine) if is_preempting else told[-1]
     names = "; ".join(dict.fromkeys(it.told for it in told))
     warnings = tuple(dict.fromkeys(warning for it in told for warning in it.warnings))
     several = f"several servers that differ ({names})"
     if len({it.larger_first for it in engines}) == 1 and NONE not in engines:
-        engine = ENGINES["vllm-body"]
+        engine = replace(ENGINES["vllm-body"], is_preempting=is_preempting)
         return EngineTold(engine, several, warnings)
     change = (
         "the servers behind one address take priorities in different ways, so none are set: give"

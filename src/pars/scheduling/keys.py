@@ -1,8 +1,9 @@
 """
 A place in a queue as the one integer that an engine compares, smaller first.
 
-Seconds since an epoch that all gateways of an engine share, in ticks: whole numbers, so that no
-rounding can break a bound. What an engine's dialect makes of the integer: `engines`, `stamping`.
+Seconds since 1970 in ticks: whole numbers, so that no rounding can break a bound. A proxy's own
+time stamp in microseconds is a place among ours: a request that pars never saw stands where it
+came. What an engine's dialect makes of the integer: `engines`, `stamping`.
 """
 
 import math
@@ -10,7 +11,10 @@ from dataclasses import dataclass
 
 from pars.errors import ParsError
 
-EPOCH_S = 1_767_225_600.0  # 2026-01-01T00:00:00Z, the same for every gateway of an engine
+EPOCH_S = 0.0  # 1970-01-01T00:00:00Z
+NARROW_EPOCH_S = (
+    1_767_225_600.0  # 2026-01-01T00:00:00Z, of 32 bits, which hold no more than 13 years
+)
 MAX_OFFSET_S = 10_000_000.0  # 115 days: longer than any queue, and far from any overflow
 
 
@@ -20,8 +24,9 @@ class Keys:
     The width of an engine's integer.
 
     Attributes:
-        bits: 64 counts microseconds from the epoch (safe for 292,000 years, and exact in a double
-            until 2311); 32 counts tenths of a second from -2**31 (until 2039, then saturated).
+        bits: 64 counts microseconds since 1970 (exact in a double, as JSON's numbers are, until
+            2255); 32 counts tenths of a second since 2026, from -2**31 (until 2039; then all are
+            alike).
     """
 
     bits: int = 64
@@ -34,9 +39,14 @@ class Keys:
     def ticks_per_s(self) -> int:
         return 1_000_000 if self.bits == 64 else 10
 
+    @property
+    def first_s(self) -> float:
+        """The earliest place, in seconds since EPOCH_S."""
+        return EPOCH_S if self.bits == 64 else NARROW_EPOCH_S - EPOCH_S
+
     def at(self, since_epoch_s: float, more_ticks: int = 0) -> int:
         """The key of a place in seconds since EPOCH_S, and so many ticks behind it."""
-        ticks = math.floor(since_epoch_s * self.ticks_per_s) + more_ticks
+        ticks = math.floor((since_epoch_s - self.first_s) * self.ticks_per_s) + more_ticks
         key = ticks if self.bits == 64 else ticks - (1 << 31)
         limit = (1 << (self.bits - 1)) - 1  # -limit too, so that a negated key is in range
         return min(max(key, -limit), limit)

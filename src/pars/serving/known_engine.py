@@ -14,7 +14,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pars.outcomes.metrics import ServeMetrics
 from pars.scheduling.engines import FOREIGN, NONE, Engine, EngineTold, common, contradictions
@@ -108,9 +108,10 @@ class KnownEngine:
         """How to set the next request's priority."""
         if self.refuses:
             return NONE
+        told = self.told.engine if self.told else NONE
         if self.named is not None:
-            return self.named
-        return self.told.engine if self.told else NONE
+            return replace(self.named, is_preempting=True) if told.is_preempting else self.named
+        return told
 
     @property
     def state(self) -> str:

@@ -103,6 +103,7 @@ class Placing:
             demand = demand._replace(cost=scale.neutral_tokens)
         self._metrics.cost_tokens.observe(demand.cost)
         policy = self._policy.for_tenant(tenant)
+        policy.is_preempting = engine.is_preempting
         place = policy.place(
             demand,
             arrival_s,
@@ -132,4 +133,4 @@ class Placing:
         """What an answer truly took is known."""
         policy, place = decision.policy, decision.place
         if policy is not None and place is not None and outcome.answer_tokens is not None:
-            policy.correct(place, decision.true_work(outcome))
+            policy.correct(place, decision.true_work(outcome), outcome.answer_tokens)

@@ -2,7 +2,7 @@
 Contenders: who goes first, as `--policies` spells it: what is known of a request, and a policy.
 
     contender = Contender.parse("oracle@30")            # true lengths, at most 30 s of overtaking
-    Contender.parse("ranker:mine@1.5x").policy          # MaxSlowdown(1.5), the gateway's default
+    Contender.parse("ranker:mine@1.5x").policy          # MaxSlowdown(1.5)
     contender.fitted(requests)                          # what it knows of each: `line` gives keys
 
 Of several rankers each has a name, `ranker:NAME`, and so have the scores of another system, `NAME`.

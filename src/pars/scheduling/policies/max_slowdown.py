@@ -8,40 +8,59 @@ assumed: a bucket is charged for each express request that passes somebody, and 
 it empty is ordinary, which is no worse than first come, first served. So floods of short requests,
 wrong predictions and gaming cost express its place, and never the bound.
 
-    key = arrival                         ordinary
-    key = 28 February 2026 + cost         express
+    key = arrival                                                 ordinary
+    key = arrival of the ordinary request that has waited longest, less up to 0.1 s       express
 
-Both are static, so that an engine's stock heap is enough. docs/bound.md has the statement and its
-proof (two-class head-of-line priority, Cobham 1954, doi:10.1287/opre.2.1.70, with a token bucket).
+Both are static, so that an engine's stock heap is enough. An express request goes before all that
+wait, and behind all ordinary ones that run: where an engine that is out of memory stops the last by
+key, that is one that has only just begun. Predictions count for what came of them (`hindsight`).
+docs/bound.md has the statement and its proof (two-class head-of-line priority, Cobham 1954,
+doi:10.1287/opre.2.1.70, with a token bucket).
 """
 
 import math
-from itertools import accumulate
+from collections import deque
+from dataclasses import dataclass
 from typing import Self
 
 from pars.errors import ParsError
-from pars.scheduling.demand import Demand
+from pars.scheduling.demand import Demand, cost_of
 from pars.scheduling.keys import EPOCH_S, Keys, bounded_offset_s
+from pars.scheduling.policies.cost_shares import CostShares
+from pars.scheduling.policies.hindsight import Hindsight
 from pars.scheduling.policies.policy import LONG_TOKENS, Place, Policy
 
-DEFAULT_MAX_SLOWDOWN = 1.5  # benchmarks/frontier.py
-EXPRESS_S = 5e6  # since the epoch: before all that arrives today, and no negative number
-COST_A_SECOND, MOST_COST = 1e3, 1e9  # of an express key: 12 days at most
-LAST_EXPRESS_S = EXPRESS_S + MOST_COST / COST_A_SECOND
-BUCKET_S = 3.0  # of the engine's whole work: how far express may run ahead of its share
-FULL_SHARES = 0.75  # of a full bucket, in shares that last: the shortest use them best
-BINS_AN_OCTAVE = 4
-NUM_BINS = 30 * BINS_AN_OCTAVE
-MEMORY = 4096.0  # requests after which the distribution of costs has forgotten half
-LOOK_EVERY = 32  # requests between two looks at the threshold
+DEFAULT_MAX_SLOWDOWN = 1.33  # benchmarks/frontier.py
+EXPRESS_RANGE_S = 0.1  # of keys, from the shortest express request to the longest
+LONG_COST = 1e5  # from here on express requests are alike
+MOST_COST = 1e9  # the same, without a bound
+BUCKET_S = 2.0  # of the engine's whole work: how far express may run ahead of its share
+BUCKET_REQUESTS = 4.0  # of mean work, beside that: where each takes long, seconds are few of them
+FULL_SHARES = 1.25  # of a full bucket, in shares that last: the shortest use them best
+
+
+@dataclass(slots=True, eq=False)
+class ClassedPlace(Place):
+    """
+    Attributes:
+        since_s: When it came, in seconds since the epoch.
+        answers: Tokens of its answers, as the predictor told.
+        prompt_work: Of its work, what is not its answers'.
+        teaches: What comes of it says something of the predictor.
+    """
+
+    since_s: float = 0.0
+    answers: float = 0.0
+    prompt_work: float = 0.0
+    teaches: bool = False
 
 
 class MaxSlowdown(Policy):
     """
     No request waits more than R times what first come, first served would have made it wait.
 
-        key = arrival                                    ordinary: first come, first served
-        key = before all arrivals, in order of cost      express: the share 1 - 1/R of the work
+        key = arrival                                       ordinary: first come, first served
+        key = just before all ordinary ones that wait       express: the share 1 - 1/R of the work
 
     It needs to be told when requests begin and end (`began`, `ended`, `correct`): the bucket fills
     by that, and without it everybody is ordinary. On one thread.
@@ -53,6 +72,9 @@ class MaxSlowdown(Policy):
     Several processes before one engine each keep their own: each gives to express the share x of
     the work that it sees, and the shares of the parts make up the share of the whole.
 
+    Where the engine stops running requests for better keys (`is_preempting`), express is first
+    come, first served as well: then no key is better than that of a request that runs.
+
     Args:
         max_slowdown: R, 1 or more. 1 is first come, first served, infinity shortest first.
         shares_engine: Others send to the same engine. That nobody ordinary waits here says nothing
@@ -62,6 +84,7 @@ class MaxSlowdown(Policy):
     Attributes:
         level: Of the bucket, in answer tokens; below 0: express has had more than its share.
         num_waiting: Ordinary requests that the engine has not begun to answer.
+        hindsight: What came of predictions.
 
     Raises:
         ParsError: `max_slowdown` is below 1, or `bits` is neither.
@@ -84,16 +107,18 @@ class MaxSlowdown(Policy):
         self.level = 0.0
         self._shares_engine = shares_engine
         self.num_waiting = 0
-        self._work_in_bin = [0.0] * NUM_BINS
-        self._num_seen = 0.0
-        self._until_look = 0
-        self._cheaper = [1.0] * NUM_BINS
+        self.hindsight = Hindsight()
+        self._costs = CostShares()
         self._rate = _Rate()
+        self._ordinary: deque[ClassedPlace] = deque()  # as they came; some have begun
+        self._last_begun_s: float | None = None  # when the last ordinary one that began had come
 
     @property
     def capacity(self) -> float:
         """Of the bucket, in answer tokens."""
-        return BUCKET_S * self._rate.work_per_s
+        if self._rate.work_per_s == 0:
+            return 0.0
+        return BUCKET_S * self._rate.work_per_s + BUCKET_REQUESTS * self._costs.mean_work
 
     @property
     def bucket_ratio(self) -> float:
@@ -133,30 +158,38 @@ class MaxSlowdown(Policy):
         Give an arriving request its class and its key.
 
         Args:
-            arrival_s: Unix time, later than March 2026.
+            arrival_s: Unix time.
             is_ordered: False: nothing is known of it, so it is ordinary.
         """
-        cost, work = demand
+        since_s, answers = arrival_s - EPOCH_S, demand.answers
+        teaches = is_ordered and answers < demand.most
+        place = ClassedPlace(0, False, demand.work, 0.0, False, since_s, answers)
+        place.prompt_work, place.teaches = demand.work - answers, teaches
         if is_ordered:
-            self._see(cost, work)
-        if self.num_waiting == 0 and not self._shares_engine:
-            self.level = self.capacity
-        share_now = 1.0 if self.share == 1 else self._share_now()
-        is_express = is_ordered and self._cheaper_work(cost) < share_now
-        since_s = key_s(is_express, cost, arrival_s - EPOCH_S) + bounded_offset_s(offset_s)
-        place = Place(self._keys.at(since_s), is_express, work)
-        if not is_express:
+            cost, place.work = self._corrected(demand)
+            self._costs.see(cost, place.work)
+            place.is_express = self._may_pass(cost)
+        key_s, more_ticks = since_s, 0
+        if place.is_express:
+            key_s, more_ticks = self._express_key(cost, since_s)
+            if self.num_waiting or self._shares_engine:
+                place.charged = place.work
+                self.level -= place.work
+        else:
             self.num_waiting += 1
-        elif self.num_waiting or self._shares_engine:
-            place.charged = work
-            self.level -= work
+            self._ordinary.append(place)
+        place.key = self._keys.at(key_s + bounded_offset_s(offset_s), more_ticks)
         return place
 
     def began(self, place: Place) -> None:
         """The engine answers it; it waits no longer."""
-        if not place.has_begun:
-            place.has_begun = True
-            self.num_waiting -= not place.is_express
+        if place.has_begun:
+            return
+        place.has_begun = True
+        if not place.is_express:
+            self.num_waiting -= 1
+            if isinstance(place, ClassedPlace):
+                self._last_begun_s = max(place.since_s, self._last_begun_s or 0.0)
 
     def ended(self, place: Place, now_s: float) -> None:
         """It is done, or gone: so far what was expected of it counts as done."""
@@ -164,51 +197,56 @@ class MaxSlowdown(Policy):
         self._rate.see(place.work, now_s)
         self.level = min(self.level + self.share * place.work, self.capacity)
 
-    def correct(self, place: Place, true_work: float) -> None:
+    def correct(self, place: Place, true_work: float, answers: float | None = None) -> None:
         """What it truly took became known, after its end."""
         beyond = true_work - place.work
         self._rate.add(beyond)
         self.level += self.share * beyond - (beyond if place.charged else 0.0)
         self.level = min(self.level, self.capacity)
         place.work = true_work
+        if isinstance(place, ClassedPlace) and place.teaches:
+            came = true_work - place.prompt_work if answers is None else answers
+            self.hindsight.learn(place.answers, came)
 
-    def _see(self, cost: float, work: float) -> None:
-        """Count the request into the distribution, and now and then find the threshold anew."""
-        place = int(BINS_AN_OCTAVE * math.log2(max(cost, 1.0)))
-        self._work_in_bin[min(place, NUM_BINS - 1)] += work
-        self._num_seen += 1
-        self._until_look -= 1
-        if self._until_look > 0:
-            return
-        self._until_look = LOOK_EVERY
-        if self._num_seen > MEMORY:
-            self._work_in_bin = [it / 2 for it in self._work_in_bin]
-            self._num_seen /= 2
-        total = sum(self._work_in_bin)
-        self._cheaper = [it / total for it in accumulate(self._work_in_bin)]
+    def _corrected(self, demand: Demand) -> tuple[float, float]:
+        """Cost and work, by what came of such predictions: answers weigh by 1 over their length."""
+        answer = self.hindsight.answer(demand.answers, demand.most)
+        work = answer.mean + demand.work - demand.answers
+        return cost_of(answer.typical, work), work
+
+    def _may_pass(self, cost: float) -> bool:
+        """Whether a request of that cost is express now."""
+        if self.num_waiting == 0 and not self._shares_engine:
+            self.level = self.capacity
+        if self.share == 1:
+            return True
+        return self.hindsight.is_useful and self._costs.below(cost) < self._share_now()
 
     def _share_now(self) -> float:
         """
         Of the work, cheapest first, that is express at the bucket's level.
 
         The lower the level, the shorter a request must be: when there is room for few, the shortest
-        have it. It is always less than the share that lasts: the bucket pays for bursts of them.
+        have it.
         """
         if self.level <= 0 or self.capacity <= 0:
             return 0.0
         return FULL_SHARES * self.share * self.level / self.capacity
 
-    def _cheaper_work(self, cost: float) -> float:
-        """The share of the work that cheaper requests make."""
-        place = min(int(BINS_AN_OCTAVE * math.log2(max(cost, 1.0))), NUM_BINS - 1)
-        return self._cheaper[place - 1] if place else 0.0
-
-
-def key_s(is_express: bool, cost: float, since_epoch_s: float) -> float:
-    """The key of a class in seconds since the epoch, before any offset."""
-    if is_express:
-        return EXPRESS_S + min(cost, MOST_COST) / COST_A_SECOND
-    return since_epoch_s
+    def _express_key(self, cost: float, since_s: float) -> tuple[float, int]:
+        """Seconds since the epoch, and ticks after it."""
+        if self.share == 1:  # nobody else waits
+            return self._keys.first_s, int(min(cost, MOST_COST) * self._keys.ticks_per_s / 1e3)
+        while self._ordinary and self._ordinary[0].has_begun:
+            self._ordinary.popleft()
+        if self._ordinary:
+            first_s = self._ordinary[0].since_s
+        else:
+            first_s = since_s if self._last_begun_s is None else self._last_begun_s
+        if self.is_preempting:
+            return first_s, -1
+        range_ticks = max(1, int(EXPRESS_RANGE_S * self._keys.ticks_per_s))
+        return first_s, int(range_ticks * min(cost / LONG_COST, 1.0)) - range_ticks - 1
 
 
 class _Rate:

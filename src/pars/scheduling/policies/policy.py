@@ -4,7 +4,7 @@ A policy: from what a request is expected to take, and when it came, to its plac
     place = policy.place(demand, arrival_s)      # place.key is the integer that the engine gets
     policy.began(place)                          # its first token came
     policy.ended(place, now_s)                   # it is done, or gone
-    policy.correct(place, true_work)             # what it took in the end
+    policy.correct(place, true_work, answers)    # what it took in the end
 
 The gateway, the middleware, `pars simulate` and `pars bench` all go by the same objects, one for
 each queue. Keys are static, so that an engine's stock priority heap is enough.
@@ -49,10 +49,12 @@ class Policy:
     Attributes:
         max_slowdown: Of the bound as a ratio; infinite where there is none.
         hears_engine: Places depend on what the engine is seen to do, and not on the request alone.
+        is_preempting: The engine stops a running request for one of a better key. Set by who knows.
     """
 
     hears_engine: ClassVar[bool] = False
     max_slowdown: float = math.inf
+    is_preempting: bool = False
 
     def place(
         self,
@@ -108,8 +110,14 @@ class Policy:
     def ended(self, place: Place, now_s: float) -> None:
         """It is done, or gone."""
 
-    def correct(self, place: Place, true_work: float) -> None:
-        """What it truly took became known, after its end; in answer tokens."""
+    def correct(self, place: Place, true_work: float, answers: float | None = None) -> None:
+        """
+        What it truly took became known, after its end.
+
+        Args:
+            true_work: In answer tokens.
+            answers: Tokens of its answers alone; None: not known apart from the prompt.
+        """
 
     @property
     def bucket_ratio(self) -> float | None:

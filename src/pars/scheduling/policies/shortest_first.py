@@ -75,7 +75,7 @@ class ShortestFirst(Policy):
         ticks_per_s = self._keys.ticks_per_s
         if math.isinf(self.max_overtake_s):
             added = int(min(demand.cost, MAX_OFFSET_S) * ticks_per_s)
-            return Place(self._keys.at(offset_s, added), work=demand.work)
+            return Place(self._keys.at(self._keys.first_s + offset_s, added), work=demand.work)
         # Whole ticks on both sides, so that no rounding can break the bound.
         range_ticks = math.floor(self.max_overtake_s * ticks_per_s)
         share = cost_share(demand.cost, long_tokens)

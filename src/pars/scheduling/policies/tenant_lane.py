@@ -159,7 +159,7 @@ class TenantLane(Policy):
         """What it truly took became known, after its end; of that, its answers, if it is known."""
         if not isinstance(place, FairPlace) or place.inside is None:
             return
-        self._inside.correct(place.inside, true_work)
+        self._inside.correct(place.inside, true_work, answers)
         self._time.saw_more(true_work - place.work)
         self._give(place, true_work - place.work)
         self._owe(place, true_work - place.charge)

@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 VENV := .venv
 PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: help demo test check lint format engine sglang llamacpp test-sglang test-llamacpp test-monitoring test-deploy bench clean
+.PHONY: help demo test check lint format engine sglang llamacpp envoy test-sglang test-llamacpp test-envoy test-monitoring test-deploy bench clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 13
 
@@ -15,10 +15,10 @@ demo: $(VENV)/.demo ## prepare, train, evaluate, serve and ask, on real prompts 
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash demo/demo.sh
 
 test: lint engine $(VENV)/.test ## every test, on real torch and a real vLLM
-	$(VENV)/bin/python -m pytest -m 'not sglang and not llamacpp and not monitoring and not deploy'
+	$(VENV)/bin/python -m pytest -m 'not sglang and not llamacpp and not envoy and not monitoring and not deploy'
 
 check: lint ## the daily loop, a minute: style, types, what needs neither torch nor vLLM nor seconds
-	$(VENV)/bin/python -m pytest -q --numprocesses auto -m 'not engine and not sglang and not llamacpp and not monitoring and not deploy and not torch and not slow'
+	$(VENV)/bin/python -m pytest -q --numprocesses auto -m 'not engine and not sglang and not llamacpp and not envoy and not monitoring and not deploy and not torch and not slow'
 
 lint: $(VENV)/.test ## style and types
 	$(VENV)/bin/ruff format --check
@@ -38,11 +38,17 @@ sglang: ## a real SGLang for the CPU in .sglang/ (2 minutes, 1.7 GB)
 llamacpp: ## a real llama.cpp with a real small model in .llamacpp/ (10 seconds, 350 MB)
 	PYTHON=$(PYTHON) bash engine/llamacpp/setup.sh
 
+envoy: ## a real Envoy in .envoy/ (15 seconds, 110 MB)
+	PYTHON=$(PYTHON) bash engine/envoy/setup.sh
+
 test-sglang: sglang $(VENV)/.test ## the tests on a real SGLang (3 minutes more)
 	$(VENV)/bin/python -m pytest -m sglang tests/test_sglang.py
 
 test-llamacpp: llamacpp $(VENV)/.test ## the tests on a real llama.cpp (half a minute more)
 	$(VENV)/bin/python -m pytest -m llamacpp tests/test_llamacpp.py
+
+test-envoy: envoy $(VENV)/.test ## the tests on a real Envoy (half a minute more)
+	$(VENV)/bin/python -m pytest -m envoy tests/test_envoy.py
 
 test-monitoring: $(VENV)/.test ## alerts, board and page in a real Prometheus and Chromium (apt-get install prometheus chromium)
 	$(VENV)/bin/python -m pytest -m monitoring tests/test_monitoring.py tests/test_page.py

@@ -16,6 +16,7 @@ from pars.cli.collect import COLLECT_COMMANDS
 from pars.cli.data import DATA_COMMANDS
 from pars.cli.doctor import DOCTOR_COMMANDS
 from pars.cli.evaluate import EVALUATE_COMMANDS
+from pars.cli.ext_proc import EXT_PROC_COMMANDS
 from pars.cli.forget import FORGET_COMMANDS
 from pars.cli.leaderboard import LEADERBOARD_COMMANDS
 from pars.cli.learn import LEARN_COMMANDS
@@ -41,6 +42,7 @@ LANES = (
     OWN_TRAFFIC_COMMANDS,
     FORGET_COMMANDS,
     SERVE_COMMANDS,
+    EXT_PROC_COMMANDS,
     DOCTOR_COMMANDS,
     OPERATE_COMMANDS,
     BENCH_COMMANDS,

@@ -1,0 +1,80 @@
+"""The command that serves Envoy: ext-proc."""
+
+import asyncio
+import logging
+import signal
+from typing import Any
+
+import click
+
+from pars.cli.open_files import raise_open_files
+from pars.cli.serve import setting_option
+from pars.errors import ParsError
+from pars.serving.settings import Settings, unknown_variables
+
+
+@click.command("ext-proc")
+@setting_option("ranker")
+@setting_option("learn")
+@setting_option("state")
+@setting_option("engine")
+@setting_option("max_slowdown")
+@setting_option("max_overtake_s")
+@setting_option("outcomes")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=9002,
+    show_default=True,
+    help="Port; 0 takes a free one and says which.",
+)
+@click.option(
+    "--metrics-port",
+    type=click.IntRange(1, 65535),
+    help="Port of /metrics, for Prometheus.  [default: none]",
+)
+def ext_proc(host: str, port: int, metrics_port: int | None, **chosen: Any) -> None:
+    """
+    Give the requests that pass an Envoy a priority.
+
+    An external processor (gRPC); deploy/envoy/envoy.yaml is an Envoy that asks it. Needs
+    `pip install 'pars-llm[envoy]'`. More: docs/envoy.md.
+    """
+    try:
+        import grpc  # noqa: F401
+    except ImportError:
+        raise ParsError("ext-proc needs gRPC: pip install 'pars-llm[envoy]'") from None
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    settings = Settings.from_env(**chosen)
+    for line in unknown_variables():
+        logging.getLogger("pars").warning("%s", line)
+    raise_open_files()
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    asyncio.run(_serve(settings, address, metrics_port))
+
+
+async def _serve(settings: Settings, address: str, metrics_port: int | None) -> None:
+    from prometheus_client import CollectorRegistry, start_http_server
+
+    from pars.outcomes.metrics import ServeMetrics
+    from pars.serving.ext_proc.service import ExtProcService
+
+    registry = CollectorRegistry()
+    service = ExtProcService(settings, metrics=ServeMetrics(registry))
+    host = address.rpartition(":")[0]
+    if metrics_port is not None:
+        try:
+            start_http_server(metrics_port, host.strip("[]"), registry)
+        except OSError as error:
+            raise ParsError(f"--metrics-port {metrics_port}: {error.strerror}") from None
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    async with service.listening(address) as open_port:
+        click.echo(f"Envoy is answered at {host}:{open_port} - stop with Ctrl-C")
+        await stopped.wait()
+
+
+EXT_PROC_COMMANDS: tuple[click.Command, ...] = (ext_proc,)

@@ -39,9 +39,6 @@ class Placing:
 
     Args:
         clock: Unix time, as arrivals are taken by.
-
-    Attributes:
-        key_shift: Added to each key: where others of the same queue count from another epoch.
     """
 
     def __init__(
@@ -49,7 +46,6 @@ class Placing:
     ) -> None:
         self._metrics = metrics
         self._clock = clock
-        self.key_shift = 0
         self._arrival = FCFS(bits=settings.priority_bits)
         self.go_by(settings.policy())
 
@@ -121,8 +117,6 @@ class Placing:
         if self._is_shadow:
             shadow_key = key
             key = self._arrival.place(demand, arrival_s, offset_s=wish.offset_s).key
-        key += self.key_shift
-        shadow_key = None if shadow_key is None else shadow_key + self.key_shift
         return Placed(-key if engine.larger_first else key, place, policy, shadow_key)
 
     def began(self, decision: Decision) -> None:

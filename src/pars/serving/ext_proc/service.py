@@ -27,7 +27,6 @@ from pars.errors import ParsError
 from pars.outcomes.metrics import ServeMetrics
 from pars.ranking.live_ranker import LiveRanker
 from pars.request.prompts import reader_of
-from pars.scheduling.keys import EPOCH_S
 from pars.serving.ext_proc import messages_pb2 as pb
 from pars.serving.ext_proc.exchange import Exchange, Stamp, engine_side
 from pars.serving.ext_proc.told import (
@@ -77,8 +76,6 @@ class ExtProcService:
             raise ParsError("priority_bits: must be 64: Envoy's own key counts microseconds")
         self.settings = settings
         self.middleware = PriorityMiddleware(engine_side, settings, ranker=ranker, metrics=metrics)
-        # As Envoy's key does, which a request has that nobody here has seen.
-        self.middleware.placing.key_shift = int(EPOCH_S) * 1_000_000
         self.waiting: dict[str, Exchange] = {}
         self._unseen_s = unseen_s
         self._tasks: set[asyncio.Task[None]] = set()

@@ -20,7 +20,6 @@ declare -A commands=(
     [score_cost]="benchmarks/score_cost.py --data ${trained%/*}/data/val_data.json --lite ${trained%/*}/lite/ranker --minilm $trained/ranker"
     [trace_load]="benchmarks/trace_load.py --data $conversation/data/val_data.json --ranker lite,alone=build/tau/sharegpt/lite/ranker --ranker lite=$conversation/lite/ranker --ranker MiniLM=$conversation/MiniLM/ranker"
     [objectives]="benchmarks/objectives.py"
-    [objective_tau]="benchmarks/objectives.py"
     [objectives_minilm]="benchmarks/objectives.py --minilm $minilm --data-sets alpaca_davinci003 --objectives pairwise-margin pairwise-logistic pointwise listmle --seeds 2 --num-train 3000 --num-epochs 2"
     [leaderboard]="benchmarks/leaderboard.py"
     [reproduce]="benchmarks/reproduce.py"

@@ -596,6 +596,26 @@ def test_another_spelling_of_a_path_is_scored_too(tmp_path: Path, path: str) -> 
     assert b"-999" not in engine.asked[-1].body
 
 
+def test_no_priority_hides_behind_white_space_that_cannot_be_held(tmp_path: Path) -> None:
+    """A brace, two megabytes of spaces, and then a priority: the request ends, and goes nowhere."""
+    engine = FakeEngine()
+    body = b'{"prompt":"hi","metadata":{"c":"d"}' + b" " * (2 << 20) + b',"priority":-777}'
+    with (
+        engine.served() as up,
+        gateway_to(up, tmp_path, settings={"engine": "vllm-body"}) as (url, _),
+    ):
+        exchange(url, post(COMPLETIONS, body, "Connection: close"))
+        assert httpx.post(url + COMPLETIONS, json={"prompt": "x"}).status_code == 200
+    assert not any(b"-777" in asked.body for asked in engine.asked)
+
+
+def test_an_odd_accept_field_gets_the_metrics_all_the_same(tmp_path: Path) -> None:
+    """A version that is no number is one that is not known."""
+    with FakeEngine().served() as up, gateway_to(up, tmp_path) as (url, _):
+        odd = {"accept": "application/openmetrics-text; version=abc"}
+        assert httpx.get(f"{url}/pars/metrics", headers=odd).status_code == 200
+
+
 def test_shutdown_lets_streams_finish(tmp_path: Path) -> None:
     """A stream that runs when the gateway is told to stop arrives whole."""
     release = threading.Event()

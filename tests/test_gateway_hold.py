@@ -114,6 +114,36 @@ def test_one_whose_body_is_too_large_to_read_frees_its_place_too(tmp_path: Path)
     assert [len(it) for it in engine.prompts] == [1, 1, 3_000_000]
 
 
+def test_no_body_may_be_larger_than_what_all_may_hold(tmp_path: Path) -> None:
+    """One alone neither: it gets a 429, and the others are held as before."""
+    engine = Engine(slots=1)
+    bounds = {"max_body_bytes": 1000, "max_held_bytes": 1_000_000}
+    with before(engine, tmp_path, **bounds) as (url, app), ThreadPoolExecutor(8) as pool:
+        assert ask(url, "x" * 3_000_000).status_code == 429
+        engine.finish(1)
+        assert pool.submit(ask, url, "x").result().is_success
+        assert app.queue.num_waiting == 0
+
+
+def test_a_limited_caller_is_known_by_any_of_his_keys(tmp_path: Path) -> None:
+    """A made-up key beside his own makes no second caller of him: the engine gets no pause."""
+    engine = Engine()
+    engine.limited = {"greedy"}
+    with before(engine, tmp_path) as (url, app), ThreadPoolExecutor(8) as pool:
+        first = pool.submit(ask, url, "x", "modest")
+        arrived(app, 1)
+        limited = [
+            pool.submit(ask, url, "x", "greedy", **{"api-key": f"made up {number}"})
+            for number in range(2)
+        ]
+        eventually(lambda: counted(app, "pars_held_sent_back_total") >= 2)
+        [replica] = app.queue.replicas
+        assert replica.paused_until_s < 0
+        engine.limited = set()
+        engine.finish(3)
+        assert all(it.result().is_success for it in [first, *limited])
+
+
 def test_a_limit_on_one_caller_holds_nobody_else_up(tmp_path: Path) -> None:
     """A caller who asks for too much gets a 429 from the engine; the others go on meanwhile."""
     engine = Engine()

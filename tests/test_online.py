@@ -456,6 +456,17 @@ def test_a_pipe_in_the_folder_is_not_waited_for(tmp_path: Path, name: str):
     assert State(tmp_path).load().num_learned == 0
 
 
+def test_a_record_of_no_number_is_damage(tmp_path: Path):
+    """It has a right checksum, which has no key, and is left out."""
+    state = State(tmp_path)
+    ranker = taught(state, 3)
+    guess = ranker.expect(asked("Write an essay"))
+    state.keep(guess.reading, math.nan, is_lower_bound=False)
+    state.flush()
+
+    assert State(tmp_path).load().num_learned == 3
+
+
 def test_a_pipe_for_a_secret_is_an_error_and_no_wait(tmp_path: Path):
     """The start says what is wrong."""
     os.mkfifo(tmp_path / "secret")

@@ -25,6 +25,26 @@ RATE = 100.0  # work a second that the simulated engine does
 NOON_S = 1_795_694_400.0  # of a day in November 2026
 
 
+def serve(lane: MaxSlowdown, place: Place, now_s: float) -> None:
+    """The engine answers it, and it ends."""
+    lane.began(place)
+    lane.ended(place, now_s)
+
+
+def test_what_never_began_counts_for_nothing() -> None:
+    """A refused request that asked for two thousand million tokens is no work that was done."""
+    lane = MaxSlowdown(1.5)
+    for second in range(60):
+        serve(lane, placed(lane, 100.0, 100.0), float(second))
+    capacity, level = lane.capacity, lane.level
+
+    lane.ended(placed(lane, 2e9, 2e9), 60.0)
+
+    assert lane.capacity <= capacity
+    assert lane.level <= level
+    assert lane.num_waiting == 0
+
+
 def placed(lane: MaxSlowdown, cost: float, work: float, arrival_s: float = 0.0) -> Place:
     """The place of a request that comes so long after noon."""
     return lane.place(Demand(cost, work), NOON_S + arrival_s)
@@ -65,7 +85,7 @@ class Engine:
             lane.began(places[chosen])
             begins[chosen] = now_s
             now_s += work / RATE
-            lane.ended(places[chosen], now_s)
+            serve(lane, places[chosen], now_s)
             lane.correct(places[chosen], work)
         waits = [begin - arrival for begin, (arrival, _, _) in zip(begins, requests, strict=True)]
         return waits, [place.is_express for place in places]
@@ -152,7 +172,7 @@ def test_an_empty_bucket_makes_everybody_ordinary():
     """A flood of requests that look short passes until the bucket is empty, and then no more."""
     lane = MaxSlowdown(1.5)
     for second in range(20):
-        lane.ended(placed(lane, 100.0, 100.0), float(second))
+        serve(lane, placed(lane, 100.0, 100.0), float(second))
     waiting = placed(lane, 1e6, 1e6)
     assert not waiting.is_express
 
@@ -170,14 +190,14 @@ def test_the_truth_corrects_the_bucket():
     """An express answer ten times as long as expected is charged for all of it."""
     lane = MaxSlowdown(2.0)
     for second in range(20):
-        lane.ended(placed(lane, 100.0, 100.0), float(second))
+        serve(lane, placed(lane, 100.0, 100.0), float(second))
     placed(lane, 1e6, 1e6)
     for _ in range(5):
         placed(lane, 1.0, 50.0)
     short = placed(lane, 10.0, 10.0)
     assert short.is_express
     before = lane.level
-    lane.ended(short, 21.0)
+    serve(lane, short, 21.0)
     lane.correct(short, 100.0)
 
     assert lane.level == pytest.approx(before + 0.5 * 100.0 - 90.0)
@@ -189,8 +209,8 @@ def test_who_leaves_waits_no_longer():
     first, second = placed(lane, 10.0, 10.0), placed(lane, 20.0, 20.0)
     assert lane.num_waiting == 2
     lane.began(first)
-    lane.ended(first, 1.0)
-    lane.ended(second, 1.0)
+    serve(lane, first, 1.0)
+    serve(lane, second, 1.0)
 
     assert lane.num_waiting == 0
 
@@ -198,7 +218,7 @@ def test_who_leaves_waits_no_longer():
 def seen(lane: MaxSlowdown) -> MaxSlowdown:
     """It has seen an engine do 100 units of work a second; its bucket fills while nobody waits."""
     for second in range(20):
-        lane.ended(placed(lane, 100.0, 100.0), NOON_S + second)
+        serve(lane, placed(lane, 100.0, 100.0), NOON_S + second)
     return lane
 
 
@@ -247,7 +267,7 @@ def test_predictions_that_say_nothing_order_nothing():
     lane, chance = seen(MaxSlowdown(2.0)), random.Random(0)
     for second in range(400):
         place = placed(lane, *2 * [math.exp(chance.gauss(4.0, 1.0))], float(second))
-        lane.ended(place, NOON_S + 100.0 + second)
+        serve(lane, place, NOON_S + 100.0 + second)
         lane.correct(place, math.exp(chance.gauss(4.0, 1.0)))
 
     assert not lane.hindsight.is_useful
@@ -266,7 +286,7 @@ def test_a_fresh_one_knows_nothing_of_the_first():
     """The same bound for another queue."""
     lane = MaxSlowdown(2.0, shares_engine=True, bits=32)
     for second in range(20):
-        lane.ended(placed(lane, 100.0, 100.0), float(second))
+        serve(lane, placed(lane, 100.0, 100.0), float(second))
 
     fresh = lane.fresh()
 

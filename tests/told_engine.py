@@ -79,7 +79,7 @@ def answer(status: int, value: Any, more: bytes = b"") -> bytes:
     return head % (status, more, len(body)) + body
 
 
-def ask(url: str, prompt: str, key: str = "") -> httpx.Response:
+def ask(url: str, prompt: str, key: str = "", **fields: str) -> httpx.Response:
     body = {"prompt": prompt, "max_tokens": 1000}
-    headers = {"x-api-key": key} if key else {}
+    headers = fields | ({"x-api-key": key} if key else {})
     return httpx.post(url + PATH, json=body, headers=headers, timeout=DEADLINE_S, trust_env=False)

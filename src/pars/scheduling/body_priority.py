@@ -249,7 +249,13 @@ class PriorityAppender:
         self.num_added_bytes = len(self._field)
 
     def feed(self, piece: bytes, *, is_last: bool) -> bytes:
-        """What to send on now; a closing brace is held back until something follows it."""
+        """
+        What to send on now; a closing brace is held back until something follows it.
+
+        Raises:
+            ValueError: more white space follows it than can be held; nothing may be sent on then,
+                for what follows might be a field of the client's own behind ours.
+        """
         self._look(piece)
         if (
             self._held
@@ -265,7 +271,9 @@ class PriorityAppender:
             return data
         end = data.rfind(b"}")
         may_be_closing = end >= 0 and not data[end + 1 :].strip(b" \t\r\n")
-        if is_last or (may_be_closing and len(data) - end > MAX_HELD_BYTES):
+        if may_be_closing and not is_last and len(data) - end > MAX_HELD_BYTES:
+            raise ValueError(f"more than {MAX_HELD_BYTES} bytes of white space behind a brace")
+        if is_last:
             self._is_done = True
             if not (may_be_closing and self._may_be_own):
                 return data + b" " * self.num_added_bytes

@@ -90,7 +90,10 @@ def _appending(appender: PriorityAppender, receive: Receive) -> Receive:
         if message["type"] != "http.request":
             return message
         more = message.get("more_body", False)
-        piece = appender.feed(message.get("body", b""), is_last=not more)
+        try:
+            piece = appender.feed(message.get("body", b""), is_last=not more)
+        except ValueError:  # for the app the client has left: half a body is no request
+            return {"type": "http.disconnect"}
         return {"type": "http.request", "body": piece, "more_body": more}
 
     return appended

@@ -148,7 +148,8 @@ class Gateway:
         return f"from {self.settings.upstream_api_key_file}"
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self.control.restore()
+        if self.settings.admin_key:  # else nobody may have set what is kept there
+            await self.control.restore()
         works = (self._keep_holding(), self.reload.keep_waiting(), *self.fleet.watch())
         beside = [asyncio.create_task(work) for work in works]
 

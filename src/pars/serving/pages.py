@@ -83,7 +83,7 @@ class Pages:
             await send_bytes(send, 200, b"text/html; charset=utf-8", _page(), more=PAGE_HEADERS)
         elif path == METRICS_PATH:
             accepted = dict(scope["headers"]).get(b"accept", b"").decode("latin-1")
-            encode, kind = choose_encoder(accepted)
+            encode, kind = _encoder_for(accepted)
             await send_bytes(send, 200, kind.encode(), encode(self._registry))
         elif path == HEALTH_PATH:
             status, report = await self._health_report()
@@ -157,3 +157,11 @@ async def _health_of(upstream: Upstream) -> dict[str, Any]:
 @cache
 def _page() -> bytes:
     return files("pars.serving").joinpath("page/index.html").read_bytes()
+
+
+def _encoder_for(accepted: str) -> tuple[Any, str]:
+    """How the metrics are written, by an Accept field; the plain way where it makes no sense."""
+    try:
+        return choose_encoder(accepted)
+    except (ValueError, TypeError):  # a version that is no number
+        return choose_encoder("")

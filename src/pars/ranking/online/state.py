@@ -16,6 +16,7 @@ it held: a record has a checksum, and a snapshot that cannot be read is left asi
 
 import fcntl
 import json
+import math
 import os
 import secrets
 import stat
@@ -156,8 +157,10 @@ class State:
         """Whether somebody has wiped the folder since."""
         try:
             return read_regular(self.folder / "secret") != self.secret
-        except OSError:
+        except FileNotFoundError:
             return True
+        except OSError:  # out of open files, say: that tells nothing
+            return False
 
     def forgotten_slots(self) -> NDArray[np.int64]:
         """Those of callers that were wiped since the last look."""
@@ -271,6 +274,8 @@ def _record_at(data: bytes, at: int) -> tuple[Learned, int] | None:
         return None
     _, *counts, log_tokens, is_lower_bound, checksum = HEAD.unpack_from(data, at)
     num_ids, num_text, num_facts = counts
+    if num_ids > MAX_IDS or not math.isfinite(log_tokens):
+        return None
     start = at + HEAD.size
     rest = start + 4 * num_ids
     end = rest + 4 * NUM_DENSE

@@ -185,17 +185,26 @@ class MaxSlowdown(Policy):
         """The engine answers it; it waits no longer."""
         if place.has_begun:
             return
+        self._leave_line(place)
+        if not place.is_express and isinstance(place, ClassedPlace):
+            self._last_begun_s = max(place.since_s, self._last_begun_s or 0.0)
+
+    def ended(self, place: Place, now_s: float) -> None:
+        """
+        It is done, or gone: so far what was expected of it counts as done. One that never began (it
+        was refused, or its client left) took nothing, whatever it asked for.
+        """
+        if not place.has_begun:
+            self._leave_line(place)
+            self.level = min(self.level + place.charged, self.capacity)
+            place.work = place.charged = 0.0
+        self._rate.see(place.work, now_s)
+        self.level = min(self.level + self.share * place.work, self.capacity)
+
+    def _leave_line(self, place: Place) -> None:
         place.has_begun = True
         if not place.is_express:
             self.num_waiting -= 1
-            if isinstance(place, ClassedPlace):
-                self._last_begun_s = max(place.since_s, self._last_begun_s or 0.0)
-
-    def ended(self, place: Place, now_s: float) -> None:
-        """It is done, or gone: so far what was expected of it counts as done."""
-        self.began(place)
-        self._rate.see(place.work, now_s)
-        self.level = min(self.level + self.share * place.work, self.capacity)
 
     def correct(self, place: Place, true_work: float, answers: float | None = None) -> None:
         """What it truly took became known, after its end."""

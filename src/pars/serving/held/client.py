@@ -10,6 +10,7 @@ from pars.request.body import TOO_MUCH, ByteBudget, Message, Receive
 from pars.serving.held.prefixes import MOST_BYTES
 from pars.serving.held.queue import HeldQueue, QueueIsFull, Waiting
 from pars.serving.held.replica import Replica, Turn
+from pars.serving.held.slots import Caller
 
 
 class Client:
@@ -90,7 +91,7 @@ class HeldRequest:
         queue: HeldQueue,
         decision: Decision,
         client: Client,
-        caller: bytes,
+        caller: Caller,
         budgets: Sequence[ByteBudget],
     ) -> None:
         self.client = client
@@ -112,10 +113,9 @@ class HeldRequest:
             num_bytes = await self.client.read_next()
             # Each of them, so that all count what `end` gives back.
             have_room = [budget.take(num_bytes) for budget in self._budgets]
-            for budget, has_room in zip(self._budgets, have_room, strict=True):
-                is_alone = budget.num_bytes <= self.client.num_bytes
-                if not has_room and not is_alone:
-                    raise QueueIsFull(f"requests of {budget.num_bytes} bytes are held already")
+            if not all(have_room):
+                told = f"{self._budgets[0].num_bytes} bytes of requests are held, as many as may"
+                raise QueueIsFull(told)
         self.client.listen()
 
     async def enter(self) -> Turn | None:

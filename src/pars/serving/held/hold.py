@@ -22,6 +22,7 @@ from pars.serving.held.client import Client, HeldRequest, is_large
 from pars.serving.held.metrics import HoldMetrics
 from pars.serving.held.queue import HeldQueue, QueueIsFull, WaitedTooLong
 from pars.serving.held.replica import Replica, Turn
+from pars.serving.held.slots import Caller
 from pars.serving.relay import Relay
 from pars.serving.replies import send_error
 
@@ -145,17 +146,20 @@ class Hold:
     def _go_back(self, held: HeldRequest, turn: Turn, answer: "_Answer", number: int) -> None:
         """The request, and if need be its engine, gets a pause."""
         pause_s = answer.retry_after_s or min(FIRST_PAUSE_S * 2**number, MAX_PAUSE_S)
-        if answer.status == UNAVAILABLE or turn.replica.refuses_all(held.caller):
+        replica = turn.replica
+        if replica.refuses_all(turn.sent, held):
             self._queue.send_back(turn, pause_s)
         else:
             held.rest_s = pause_s
+            if replica.slots.has_only(held.caller):  # it has no slot more, for this caller at least
+                replica.slots.busy(turn.sent)
         self._metrics.sent_back.inc()
 
-    def _caller(self, scope: Scope) -> bytes:
-        """Whose request it is to the engines; of those who show no key, one."""
+    def _caller(self, scope: Scope) -> Caller:
+        """Whose request it is to the engines: all keys that it shows, as any may count there."""
         if next(iter(self._relays.values())).upstream.has_own_key:
-            return b""
-        return next(keys_in(scope["headers"]), b"")
+            return frozenset()
+        return frozenset(keys_in(scope["headers"]))
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Hand on a request that is not held, to another server if one cannot be reached."""

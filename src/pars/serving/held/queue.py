@@ -15,6 +15,7 @@ from itertools import count
 
 from pars.serving.held.prefixes import Marks, Prefixes
 from pars.serving.held.replica import Replica, Turn, well
+from pars.serving.held.slots import Caller
 
 LOOK_EVERY_S = 0.25
 AFFINITY_LOAD = 0.25  # of its slots, by which the server that had the beginning may be fuller
@@ -43,7 +44,7 @@ class Waiting:
 
     key: int
     tells_begin: bool
-    caller: bytes = b""
+    caller: Caller = frozenset()
     marks: Marks = ()
     avoided: frozenset[Replica] = field(default_factory=frozenset)
 

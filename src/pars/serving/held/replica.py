@@ -3,8 +3,9 @@
 import math
 from dataclasses import dataclass, field
 
-from pars.serving.held.slots import Sent, Slots
+from pars.serving.held.slots import Caller, Sent, Slots
 
+MOST_REFUSED = 16  # that are remembered
 UNKNOWN_SLOTS = 8  # of a server that was never seen full, where it is weighed against another
 
 
@@ -15,14 +16,14 @@ class Replica:
         name: Its URL, for people.
         problem: Why it gets nothing as long as another is well; empty: it is well.
         paused_until_s: It asked for that, or was busy.
-        refused: Callers whose requests it sent back since it last took one.
+        refused: Requests that it sent back since it last took one, each with its caller.
     """
 
     slots: Slots
     name: str = ""
     problem: str = ""
     paused_until_s: float = -math.inf
-    refused: set[bytes] = field(default_factory=set)
+    refused: list[tuple[object, Caller]] = field(default_factory=list)
 
     @property
     def load(self) -> float:
@@ -33,15 +34,18 @@ class Replica:
         """Whether another request may be sent."""
         return self.slots.has_room and now_s >= self.paused_until_s
 
-    def refuses_all(self, caller: bytes) -> bool:
+    def refuses_all(self, sent: Sent, request: object) -> bool:
         """
-        Whether it has no room, as far as can be told, once it sent back a request of `caller`.
+        Whether it has no room, as far as can be told, once it sent back `request`.
 
-        It may be that only this caller has asked for too much. Then others are answered meanwhile.
+        It may be that only its caller has asked for too much, or that only this one cannot be
+        served. Then others are answered meanwhile. So it takes another's request, of whom no key is
+        the same, and nobody answered in between.
         """
-        if len(self.refused) < 2:
-            self.refused.add(caller)
-        return len(self.refused) > 1 or self.slots.has_only(caller)
+        others = (keys for known, keys in self.refused if known is not request)
+        refuses = any(keys.isdisjoint(sent.caller) for keys in others)
+        self.refused = [*self.refused[-MOST_REFUSED:], (request, sent.caller)]
+        return refuses
 
 
 @dataclass(slots=True, eq=False)

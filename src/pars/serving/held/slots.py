@@ -26,6 +26,7 @@ LATE_S = 1.0  # a stream that has not begun for so long, or for
 LATE_BEGINS = 4.0  # so many times what streams took that were sent when there was room
 DOUBTED_AFTER_S, BUSY_DOUBTED_AFTER_S = 60.0, 10.0
 TRIED_BEYOND = 1.5  # times the knee, before it is back there
+Caller = frozenset[bytes]
 BEGIN_MEMORY = 0.1  # of the running time that a stream takes to begin
 
 
@@ -37,13 +38,13 @@ class Sent:
     Attributes:
         tells_begin: It is a stream, so its first byte tells when it began.
         met_room: All that were sent before had begun, so it waited for nobody.
-        caller: Whose it is.
+        caller: Whose it is: all keys that it shows.
     """
 
     at_s: float
     tells_begin: bool
     met_room: bool
-    caller: bytes = b""
+    caller: Caller = frozenset()
     knee_at: float = 0.0  # what `Knee.answer` is to know
     has_begun: bool = False
 
@@ -99,11 +100,11 @@ class Slots:
         num = self.num
         return num is None or len(self._sent) < num + min(SPARE, num)
 
-    def has_only(self, caller: bytes) -> bool:
+    def has_only(self, caller: Caller) -> bool:
         """Whether all requests at the engine are this caller's."""
         return all(it.caller == caller for it in self._sent)
 
-    def send(self, *, tells_begin: bool, caller: bytes = b"") -> Sent:
+    def send(self, *, tells_begin: bool, caller: Caller = frozenset()) -> Sent:
         """A request is sent."""
         met_room = all(it.has_begun for it in self._sent)
         sent = Sent(self._clock(), tells_begin, met_room, caller)

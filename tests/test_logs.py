@@ -410,3 +410,18 @@ def test_messages_of_tools_and_thoughts_are_read():
     ]  # fmt: skip
 
     assert [it["role"] for it in asked_in(items)] == ["user", "assistant", "tool"]
+
+
+def test_a_length_within_a_response_needs_no_answer_there(tmp_path):
+    """The named path is what counts; what stands beside it need not be text."""
+    rows = [
+        {"request": {"prompt": f"p{n}"}, "response": {"body": {"usage": {"completion_tokens": n}}}}
+        for n in (7, 9)
+    ]
+    path = "response.body.usage.completion_tokens"
+
+    found = told(
+        write(tmp_path / "log.jsonl", rows), prompt_field="request.prompt", length_field=path
+    )
+
+    assert found == [("p7", 7.0), ("p9", 9.0)]

@@ -229,7 +229,12 @@ def test_ctrl_c_keeps_the_points_that_are_done(tmp_path):
     requests = [request(f"{n:06d}", n * 0.05, 50, 100 + n % 50) for n in range(40_000)]
     write_workload(load, {"source": "test"}, requests)
     command = [sys.executable, "-m", "pars", "simulate", "--workload", str(load)]
-    command += ["--policies", "fcfs,oracle,reversed,prompt-length", "--rates", "5,10,20,30"]
+    command += [
+        "--policies",
+        "fcfs,oracle,reversed,prompt-length",
+        "--rates",
+        "5,10,20,30,40,50,60,70,80",
+    ]
     process = subprocess.Popen(
         [*command, "--output-dir", str(out)],
         stdout=subprocess.PIPE,

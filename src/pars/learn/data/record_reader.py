@@ -128,6 +128,9 @@ class RecordReader:
         """
         looked_at = list(islice(rows, ROWS_LOOKED_AT))
         fields = Fields.found_in(looked_at, at, *names)
+        is_within = bool(names[2] and fields.answer and names[2].startswith(f"{fields.answer}."))
+        if is_within and not names[1]:  # a body with its usage: no answer's text is asked for
+            fields = Fields(fields.prompt, None, fields.length)
         counts_text = fields.has_answer and not names[2] and (names[1] or length_unit)
         if counts_text or fields.length is None:
             fields = Fields(fields.prompt, fields.answer, None)

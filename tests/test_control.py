@@ -126,6 +126,8 @@ def test_a_damaged_file_of_kept_changes_costs_nothing(tmp_path: Path) -> None:
         ({"policy": 7}, "policy: want a text, not 7"),
         ({"rollback": True}, "there is no change to take back"),
         ({"ranker": "/nowhere", "policy": "fcfs"}, "/nowhere"),
+        ({"ranker": "no\0name"}, "null"),
+        ({"ranker": "x" * 3000}, "xxx"),
     ],
 )
 def test_a_change_that_makes_no_sense_changes_nothing(
@@ -141,13 +143,33 @@ def test_a_change_that_makes_no_sense_changes_nothing(
 
 
 def test_without_the_key_nobody_changes_anything(tmp_path: Path) -> None:
-    """And where none is set there is no such page: the path is the upstream's."""
+    """Where none is set nobody at all does, and no key goes on to the upstream."""
     with served(tmp_path) as (url, _, _):
         for headers in ({}, {"authorization": "Bearer x"}, {"authorization": KEY}):
             told = httpx.post(f"{url}/pars/ctl", json={"policy": "fcfs"}, headers=headers)
             assert told.status_code == 403
-    with served(tmp_path, admin_key="") as (url, app, _):
-        assert ctl(url, policy="fcfs").status_code == 404
+    with served(tmp_path, admin_key="") as (url, app, engine):
+        assert ctl(url, policy="fcfs").status_code == 403
+        assert app.control.state["policy"] == "default"
+        assert all(it.path != "/pars/ctl" for it in engine.asked)
+
+
+def test_only_a_post_changes_anything(tmp_path: Path) -> None:
+    """Another method is told so."""
+    with served(tmp_path) as (url, app, _):
+        for method in ("PUT", "DELETE", "PATCH", "OPTIONS"):
+            told = httpx.request(
+                method, f"{url}/pars/ctl", json={"policy": "fcfs"}, headers=ADMIN, trust_env=False
+            )
+            assert told.status_code == 405
+        assert app.control.state["policy"] == "default"
+
+
+def test_what_was_kept_counts_only_where_somebody_may_have_kept_it(tmp_path: Path) -> None:
+    """Without an admin key a file in the folder is nobody's word."""
+    with served(tmp_path) as (url, _, _):
+        assert ctl(url, policy="fcfs", keep=True).status_code == 200
+    with served(tmp_path, admin_key="") as (_, app, _):
         assert app.control.state["policy"] == "default"
 
 

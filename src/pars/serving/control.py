@@ -156,10 +156,13 @@ async def answer_ctl(
     if scope["method"] == "GET":
         await send_json(send, 200, control.state)
         return
+    if scope["method"] != "POST":
+        await send_error(send, 405, "method_not_allowed", "GET tells what is set, POST changes it")
+        return
     try:
         await send_json(send, 200, await control.change(await _asked(receive)))
-    except ParsError as error:
-        await send_error(send, 400, "bad_change", str(error))
+    except (ParsError, ValueError, OSError) as error:  # a name that no file can have, too
+        await send_error(send, 400, "bad_change", one_line(error))
 
 
 async def _asked(receive: Receive) -> dict[str, Any]:

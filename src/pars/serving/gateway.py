@@ -105,7 +105,7 @@ class Gateway:
             await self._http(scope, receive, send)
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"] == CTL_PATH and self.settings.admin_key:
+        if scope["path"] == CTL_PATH:
             await answer_ctl(self.control, self.settings.admin_key, scope, receive, send)
         elif scope["path"] in PATHS:
             await self.pages.answer(scope, send, shows_key=self._shows_key(scope))

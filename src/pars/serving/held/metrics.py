@@ -61,7 +61,7 @@ class HoldMetrics:
     def show(self, queue: HeldQueue) -> None:
         """What it is like now."""
         self._waiting.set(queue.num_waiting)
-        for replica in queue.replicas:
-            self._slots.labels(replica.name).set(replica.slots.num or math.nan)
-            self._sent.labels(replica.name).set(replica.slots.num_sent)
-            self._is_well.labels(replica.name).set(not replica.problem)
+        for number, replica in enumerate(queue.replicas, 1):  # not its URL: all may read this page
+            self._slots.labels(str(number)).set(replica.slots.num or math.nan)
+            self._sent.labels(str(number)).set(replica.slots.num_sent)
+            self._is_well.labels(str(number)).set(not replica.problem)

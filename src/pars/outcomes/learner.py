@@ -35,7 +35,7 @@ class Learner:
 
     Args:
         folder: Where what is learned is kept, and shared with other processes; None: nowhere.
-        begins_ordered: It hears an offline ranker's word from the first request on.
+        begins_ordered: As `OnlineRanker` has it.
 
     Attributes:
         folder: The same; None too where it cannot be used, which is logged.
@@ -43,7 +43,7 @@ class Learner:
     """
 
     def __init__(
-        self, folder: Path | None, metrics: LearnMetrics, *, begins_ordered: bool = False
+        self, folder: Path | None, metrics: LearnMetrics, *, begins_ordered: bool | None = None
     ) -> None:
         self._metrics = metrics
         self._begins_ordered = begins_ordered

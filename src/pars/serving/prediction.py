@@ -72,7 +72,7 @@ class Predictor:
             self.learner = Learner(
                 settings.state_folder,
                 LearnMetrics(metrics.registry),
-                begins_ordered=self.offline.is_there and not self.offline.is_own,
+                begins_ordered=self._begins_ordered(),
             )
 
     @property
@@ -127,6 +127,10 @@ class Predictor:
         await self.offline.close(max_s)
         if self.learner is not None:
             await asyncio.to_thread(self.learner.close)
+
+    def _begins_ordered(self) -> bool | None:
+        """A user's own ranker orders until the other is proven; without any, memory is enough."""
+        return not self.offline.is_own if self.offline.is_there else None
 
     @property
     def _offline_share(self) -> float:

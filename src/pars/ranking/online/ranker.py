@@ -102,7 +102,8 @@ class OnlineRanker:
     Args:
         secret: Features are hashed under it; None: one that nobody knows.
         model: What was learned before.
-        begins_ordered: It hears an offline ranker's word from the first request on.
+        begins_ordered: Whether to order by it before its answers have proven it: it hears the
+            bundled ranker's word; None: if it has learned before.
 
     Attributes:
         gauge: How well it has ordered lately.
@@ -114,14 +115,15 @@ class OnlineRanker:
         secret: bytes | None = None,
         model: OnlineModel | None = None,
         *,
-        begins_ordered: bool = False,
+        begins_ordered: bool | None = None,
     ) -> None:
         self.reader = Reader(secret or secrets.token_bytes(32))
         self.model = model or OnlineModel()
         self.gauge = Gauge()
         self.width = FIRST_WIDTH
         self.num_inside = self.num_told = 0
-        self._begins_ordered = begins_ordered or self.model.num_learned >= FEWEST
+        has_learned = self.model.num_learned >= FEWEST
+        self._begins_ordered = has_learned if begins_ordered is None else begins_ordered
 
     @property
     def is_useful(self) -> bool:

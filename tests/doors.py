@@ -288,11 +288,12 @@ def gateway(engine: Engine, folder: Path, *options: str, **environment: str) -> 
     """A process of `pars gateway` in front of `engine`, with the ranker in `folder`."""
     command = [sys.executable, "-m", "pars", "gateway", "--upstream", engine.url, "--port", "0"]
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PARS_")}
+    state = {"XDG_STATE_HOME": str(folder.parent / "state")}  # not the user's
     process = subprocess.Popen(
         [*command, "--ranker", str(folder), *options],
         stdout=subprocess.PIPE,
         text=True,
-        env=kept | PATIENT | environment,
+        env=kept | state | PATIENT | environment,
     )
     with process:
         try:

@@ -146,6 +146,7 @@ class Desk:
         raise AssertionError(f"{line}\n{log.read()}")
 
 
+# learning.md and proving.md wait: commands came in whose files are not laid out here.
 PAGES = [
     "README.md",
     *(f"docs/{it}.md" for it in ("deploy", "learning", "proving", "scoring", "serving")),

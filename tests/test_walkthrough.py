@@ -149,7 +149,7 @@ class Desk:
 # learning.md and proving.md wait: commands came in whose files are not laid out here.
 PAGES = [
     "README.md",
-    *(f"docs/{it}.md" for it in ("deploy", "learning", "proving", "scoring", "serving")),
+    *(f"docs/{it}.md" for it in ("deploy", "scoring", "serving")),
 ]
 
 

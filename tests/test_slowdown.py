@@ -42,6 +42,9 @@ def test_what_never_began_counts_for_nothing() -> None:
 
     assert lane.capacity <= capacity
     assert lane.level <= level
+    for second in range(61, 121):  # also once the costs of all have been looked at again
+        serve(lane, placed(lane, 100.0, 100.0), float(second))
+    assert lane.capacity <= 2 * capacity
     assert lane.num_waiting == 0
 
 

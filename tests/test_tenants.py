@@ -251,6 +251,22 @@ def test_a_weight_that_is_none_is_refused(weight: float) -> None:
         FairTenants({"a": weight}, MaxSlowdown())
 
 
+def test_a_refused_giant_is_no_work_that_a_tenant_was_given() -> None:
+    """It never began, so its tenant's express bucket stays as deep as it was."""
+    lane = FairTenants({"a": 1.0}, MaxSlowdown(1.5)).for_tenant("a")
+    for second in range(60):
+        place = lane.place(Demand(100.0, 100.0), EPOCH_S + 1e7 + second)
+        lane.began(place)
+        lane.ended(place, EPOCH_S + 1e7 + second + 0.5)
+    before = lane._inside.capacity
+
+    giant = lane.place(Demand(2e9, 2e9), EPOCH_S + 1e7 + 60)
+    lane.ended(giant, EPOCH_S + 1e7 + 60.5)
+
+    assert lane._inside.capacity <= 2 * before
+    assert lane.num_waiting == lane._inside.num_waiting == 0
+
+
 # Properties
 
 

@@ -38,6 +38,13 @@ class CostShares:
             self.mean_work = total / self._num_seen
             self._below = [0.0, *(it / total for it in accumulate(self._work))]
 
+    def forget(self, cost: float, work: float) -> None:
+        """Count a request out again that was counted in: it never ran."""
+        at = int(_position(cost))
+        self._work[at] = max(0.0, self._work[at] - work)
+        self._num_seen = max(1.0, self._num_seen - 1)
+        self._until_look = 0
+
     def below(self, cost: float) -> float:
         """The share of the work that cheaper requests make, from 0 to 1."""
         position = _position(cost)

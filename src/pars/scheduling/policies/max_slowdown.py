@@ -44,6 +44,7 @@ class ClassedPlace(Place):
     """
     Attributes:
         since_s: When it came, in seconds since the epoch.
+        cost: That it is ordered by; 0: it was not counted in, as nothing is known of it.
         answers: Tokens of its answers, as the predictor told.
         prompt_work: Of its work, what is not its answers'.
         teaches: What comes of it says something of the predictor.
@@ -52,6 +53,7 @@ class ClassedPlace(Place):
     since_s: float = 0.0
     answers: float = 0.0
     prompt_work: float = 0.0
+    cost: float = 0.0
     teaches: bool = False
 
 
@@ -167,6 +169,7 @@ class MaxSlowdown(Policy):
         place.prompt_work, place.teaches = demand.work - answers, teaches
         if is_ordered:
             cost, place.work = self._corrected(demand)
+            place.cost = cost
             self._costs.see(cost, place.work)
             place.is_express = self._may_pass(cost)
         key_s, more_ticks = since_s, 0
@@ -196,6 +199,8 @@ class MaxSlowdown(Policy):
         """
         if not place.has_begun:
             self._leave_line(place)
+            if isinstance(place, ClassedPlace) and place.cost:
+                self._costs.forget(place.cost, place.work)
             self.level = min(self.level + place.charged, self.capacity)
             place.work = place.charged = 0.0
         self._rate.see(place.work, now_s)

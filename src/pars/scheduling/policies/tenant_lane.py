@@ -140,6 +140,8 @@ class TenantLane(Policy):
         """The engine answers it; it waits no longer."""
         if isinstance(place, FairPlace) and not place.has_begun:
             place.has_begun = True
+            if place.inside is not None:
+                self._inside.began(place.inside)
             self._leave(place, self._seconds(MOST_STEP * max(place.charge, place.work)))
             self._give(place, place.work)
 
@@ -172,8 +174,6 @@ class TenantLane(Policy):
         self.num_waiting -= 1
         if place.charge:
             self._ordinary.leave()
-        if place.inside is not None:
-            self._inside.began(place.inside)
         self._time.leaves(place, most_s)
 
     def _seconds(self, work: float) -> float:

@@ -146,12 +146,7 @@ class VTC(FastEngine):
             self._last_left = name
             self._counters[name] += sequence.num_tokens / self._weights[name]
             self._num_running[name] += 1
-            sequence.num_computed = min(sequence.num_tokens, budget)
-            self._num_free_blocks -= self._num_blocks(0, sequence.num_computed)
-            budget -= sequence.num_computed
-            self._num_admitted += 1
-            sequence.order = self._num_admitted
-            self._running[sequence.request_id] = sequence
+            budget -= self._start(sequence, budget)
             admitted.append(sequence)
         return admitted
 

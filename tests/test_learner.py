@@ -107,7 +107,7 @@ def test_the_order_is_told_by_model_and_of_few_models():
             arrival_s=0.0, path="/v1/completions", decision="scored", answer_tokens=number + 1
         )
         for model in ("a", "b", f"made up {number}"):
-            learner.learn(learner.expect(signals), replace(outcome, model=model))
+            learner.learn(learner.ranker.expect(signals), replace(outcome, model=model))
 
     told = learner.as_json()["tau_b_by_model"]
     assert told["a"]["num_answers"] == told["b"]["num_answers"] == 60

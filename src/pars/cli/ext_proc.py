@@ -7,10 +7,13 @@ from typing import Any
 
 import click
 
+from pars.cli.logs import Say, set_up_logs, told_in_log
 from pars.cli.open_files import raise_open_files
-from pars.cli.serve import setting_option
+from pars.cli.serve import log_format_of, setting_option
 from pars.errors import ParsError
 from pars.serving.settings import Settings, unknown_variables
+
+log = logging.getLogger("pars")
 
 
 @click.command("ext-proc")
@@ -45,16 +48,18 @@ def ext_proc(host: str, port: int, metrics_port: int | None, **chosen: Any) -> N
         import grpc  # noqa: F401
     except ImportError:
         raise ParsError("ext-proc needs gRPC: pip install 'pars-llm[envoy]'") from None
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    settings = Settings.from_env(**chosen)
-    for line in unknown_variables():
-        logging.getLogger("pars").warning("%s", line)
-    raise_open_files()
-    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    asyncio.run(_serve(settings, address, metrics_port))
+    log_format = log_format_of(None)
+    say = set_up_logs(log_format)
+    with told_in_log(log_format):
+        settings = Settings.from_env(**chosen)
+        for line in unknown_variables():
+            log.warning("%s", line)
+        raise_open_files()
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        asyncio.run(_serve(settings, address, metrics_port, say))
 
 
-async def _serve(settings: Settings, address: str, metrics_port: int | None) -> None:
+async def _serve(settings: Settings, address: str, metrics_port: int | None, say: Say) -> None:
     from prometheus_client import CollectorRegistry, start_http_server
 
     from pars.outcomes.metrics import ServeMetrics
@@ -73,7 +78,7 @@ async def _serve(settings: Settings, address: str, metrics_port: int | None) -> 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
     async with service.listening(address) as open_port:
-        click.echo(f"Envoy is answered at {host}:{open_port} - stop with Ctrl-C")
+        say(f"Envoy is answered at {host}:{open_port} - stop with Ctrl-C")
         await stopped.wait()
 
 

@@ -18,7 +18,6 @@ from pars.outcomes.metrics import LearnMetrics
 from pars.outcomes.records import Outcome
 from pars.ranking.online.ranker import Gauge, Guess, OnlineRanker
 from pars.ranking.online.state import State
-from pars.request.features import Signals
 
 log = logging.getLogger("vllm.pars" if "vllm" in sys.modules else "pars")  # vLLM shows its own
 
@@ -73,10 +72,6 @@ class Learner:
                 for model, gauge in self._by_model.items()
             },
         }
-
-    def expect(self, signals: Signals, stacked: float = 0.0) -> Guess:
-        """What is expected of a request; `stacked` is an offline ranker's word, standardised."""
-        return self.ranker.expect(signals, stacked)
 
     def learn(self, guess: Guess, outcome: Outcome) -> None:
         """

@@ -56,15 +56,7 @@ def _in_body(
 
 def unstamped(scope: Scope, body: HeldBody, receive: Receive) -> tuple[Scope, Receive]:
     """The request without any priority, the client's own included."""
-    if body.outcome in TOO_MUCH:
-        appender = PriorityAppender(0, only_over_own=True)
-        receive = _appending(appender, body.replay(receive))
-        return _lengthened(scope, appender.num_added_bytes), receive
-    if body.outcome is None:
-        with suppress(ValueError, RecursionError):
-            added = body.replace(without_priority(body.content()))
-            return _lengthened(scope, added), body.replay(receive)
-    return scope, body.replay(receive)
+    return _in_body({}, scope, body, receive)
 
 
 def repeated(scope: Scope, content: bytes, receive: Receive) -> tuple[Scope, Receive]:

@@ -148,7 +148,7 @@ class Predictor:
             return None
         try:
             word = expectations[0].standard if expectations else 0.0
-            return learner.expect(asked.signals, word * self._offline_share)
+            return learner.ranker.expect(asked.signals, word * self._offline_share)
         except Exception as error:
             self.offline.warn(error)
             return None

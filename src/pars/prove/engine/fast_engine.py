@@ -128,14 +128,18 @@ class FastEngine:
         admitted = []
         while (sequence := self._head(budget)) is not None:
             heapq.heappop(self._queue)
-            sequence.num_computed = min(sequence.num_tokens, budget)
-            self._num_free_blocks -= self._num_blocks(0, sequence.num_computed)
-            budget -= sequence.num_computed
-            self._num_admitted += 1
-            sequence.order = self._num_admitted
-            self._running[sequence.request_id] = sequence
+            budget -= self._start(sequence, budget)
             admitted.append(sequence)
         return admitted
+
+    def _start(self, sequence: Sequence, budget: int) -> int:
+        """Let a sequence run; how many of its tokens are computed in its first step."""
+        sequence.num_computed = min(sequence.num_tokens, budget)
+        self._num_free_blocks -= self._num_blocks(0, sequence.num_computed)
+        self._num_admitted += 1
+        sequence.order = self._num_admitted
+        self._running[sequence.request_id] = sequence
+        return sequence.num_computed
 
     def _step_without_room(self, budget: int) -> Step:
         """Give blocks to one running request after the other, and preempt for those without."""

@@ -17,7 +17,10 @@ class Online:
     """
 
     source = "`pars gateway`, docs/learning.md"
-    differs = "an answer is learned before the next request comes, which a queue would delay"
+    differs = (
+        "an answer is learned before the next request comes, which a queue would delay; it does not"
+        " hear the bundled ranker, which the gateway asks at first"
+    )
 
     def __init__(self, *, is_warm: bool = True) -> None:
         self._is_warm = is_warm

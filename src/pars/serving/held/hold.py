@@ -27,8 +27,7 @@ from pars.serving.relay import Relay
 from pars.serving.replies import send_error
 
 WAIT_HEADER = b"x-pars-wait-ms"
-UNAVAILABLE = 503
-BUSY = (429, UNAVAILABLE)
+BUSY = (429, 503)
 FIRST_PAUSE_S, MAX_PAUSE_S = 0.25, 30.0
 MOST_TRIES = 8  # a minute or so; then the client hears what the engine says
 RETRY_AFTER_S = 5  # what clients are told that find no room
@@ -202,7 +201,6 @@ class _Answer:
 
     Attributes:
         num_bytes: Of its body, so far.
-        status: Once it has begun.
         is_busy: It was such a one.
         retry_after_s: As it asked for; 0: it did not.
     """
@@ -212,15 +210,14 @@ class _Answer:
         self._held = held
         self._turn = turn
         self._may_go_back = may_go_back
-        self.num_bytes = self.status = 0
+        self.num_bytes = 0
         self.is_busy = False
         self.retry_after_s = 0.0
 
     async def send(self, message: Message) -> None:
         """Pass the engine's message on."""
         if message["type"] == "http.response.start":
-            self.status = message["status"]
-            self.is_busy = self.status in BUSY and self._may_go_back
+            self.is_busy = message["status"] in BUSY and self._may_go_back
             self.retry_after_s = _retry_after_s(message.get("headers", ()))
         elif (body := message.get("body")) and not self.is_busy:
             self.num_bytes += len(body)

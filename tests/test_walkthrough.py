@@ -35,6 +35,10 @@ ELSEWHERE = {
     "pip install": "make demo and make test install it",
     "vllm serve": "tests/test_vllm_middleware.py",
     "make ": "test_docs.py holds the targets' names",
+    "pars data get": "asks the Hugging Face Hub; from files in tests/test_public_data.py",
+    "pars leaderboard --records": "wants the user's module; in tests/test_leaderboard.py",
+    "pars reproduce": "trains for minutes; tests/test_reproduce.py",
+    "pars train --preset base": "weights from the Hub, and a GPU: ready and not run",
     "pars prepare alpaca": "asks the Hugging Face Hub; from files in tests/test_sources.py",
     "--train-file data/train_pairs": "goes by what the Hub gives; in tests/test_train.py",
     "pars evaluate --ranker run/ranker --data": "the same",
@@ -149,7 +153,7 @@ class Desk:
 # learning.md and proving.md wait: commands came in whose files are not laid out here.
 PAGES = [
     "README.md",
-    *(f"docs/{it}.md" for it in ("deploy", "scoring", "serving")),
+    *(f"docs/{it}.md" for it in ("deploy", "learning", "proving", "scoring", "serving")),
 ]
 
 

@@ -3,9 +3,13 @@
 import asyncio
 import json
 import random
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,7 @@ from pars.doctor.findings import OK, PROBLEM, UNKNOWN, Finding, Report
 from pars.doctor.metrics_page import MetricsPage
 from pars.doctor.outcomes import longest_overtake_s, ranker_finding, waits_finding
 from pars.doctor.traffic import REMEDIES
+from pars.doctor.watch import Look, looks
 from pars.errors import ParsError
 from pars.outcomes.metrics import FAILED_OPEN
 from pars.outcomes.records import Outcome
@@ -292,7 +297,7 @@ def test_a_server_that_only_answers_errors_is_down(status):
     [found] = report.findings
     assert (found.name, found.verdict) == ("endpoint", PROBLEM)
     assert f"HTTP {status}" in found.told
-    assert report.exit_code == 1
+    assert report.exit_code == 3
 
 
 @pytest.mark.parametrize("engine", ["auto", "vllm"])
@@ -317,7 +322,7 @@ def test_a_gateway_whose_server_is_down_is_told_from_a_gateway_that_is(tmp_path,
     assert url in found["upstream"].told
     why = {"refused": "cannot connect", "503": "HTTP 503", "silent": "did not answer within 3"}
     assert why[version] in found["upstream"].told
-    assert report.exit_code == 1
+    assert report.exit_code == 3
     assert "is down" in report.summary
 
 
@@ -378,11 +383,11 @@ def test_metrics_behind_a_key_are_said_and_had_with_it(monkeypatch):
 
 
 def test_a_server_that_is_not_there_is_the_only_finding():
-    """And a problem: exit code 1."""
+    """Which has an exit code of its own."""
     report = diagnose(DoctorOptions(endpoint="http://127.0.0.1:1"))
 
     assert [(it.name, it.verdict) for it in report.findings] == [("endpoint", PROBLEM)]
-    assert report.exit_code == 1
+    assert report.exit_code == 3
 
 
 @pytest.mark.parametrize("obeys", [True, False])
@@ -734,6 +739,66 @@ def test_the_command_prints_a_screen_or_json(tmp_path):
     assert report["summary"].split()[:3] == ["pars", "cannot", "help"]
     assert all(finding["name"] in screen.stdout for finding in report["findings"])
     assert max(map(len, screen.stdout.splitlines())) <= 100
+
+
+def test_watching_says_what_changed_and_nothing_else():
+    """More requests wait: nothing is said. Priorities are ignored: it is said once."""
+    well = vllm_page(policy=1, decisions={"scored": 5})
+    busier = vllm_page(policy=1, decisions={"scored": 9}, waiting=8)
+    ignored = vllm_page(policy=0, decisions={"scored": 9})
+    with served(vllm(well, busier, ignored)) as url:
+        first, second, third, fourth = islice(
+            looks(DoctorOptions(endpoint=url, watch_s=0), every_s=0), 4
+        )
+
+    assert first.render() == first.report.render()
+    assert (second.render(), second.changed) == ("", [])
+    assert [it.name for it in third.changed] == ["scheduling"]
+    assert "(before: ok)" in third.render()
+    assert "--scheduling-policy priority" in third.render()
+    assert third.report.summary in " ".join(third.render().split())
+    assert fourth.render() == ""
+    assert [it.report.exit_code for it in (first, second, third, fourth)] == [0, 0, 1, 1]
+
+
+def test_a_server_that_goes_away_while_watched_is_one_line():
+    """And what is no longer told is named."""
+    up = Report("url", 0, [Finding("endpoint", OK, "answers"), Finding("queue", OK, "2 wait")])
+    down = Report("url", 0, [Finding("endpoint", PROBLEM, "no answer", "start the server")])
+    look = Look(0.0, down, up)
+
+    assert [it.name for it in look.changed] == ["endpoint"]
+    assert look.gone == ["queue"]
+    assert "no longer told: queue" in look.render()
+    assert look.as_json()["changed"] == ["endpoint"]
+    assert look.as_json()["gone"] == ["queue"]
+
+
+def test_watching_goes_on_until_ctrl_c_and_ends_with_the_last_look_s_code():
+    """As JSON it is a line a look."""
+    pages = vllm(vllm_page(policy=0, decisions={"scored": 5}))
+    command = [sys.executable, "-m", "pars", "doctor", "--watch", "--watch-s", "0", "--json"]
+    with (
+        served(pages) as url,
+        subprocess.Popen(
+            [*command, "--endpoint", url], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process,
+    ):
+        assert process.stdout is not None
+        seen = [json.loads(process.stdout.readline()) for _ in range(2)]
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=DEADLINE_S)
+
+    assert "scheduling" in seen[0]["changed"]
+    assert seen[1]["changed"] == []
+    assert seen[0]["at_s"] < seen[1]["at_s"]
+    assert (process.returncode, errors) == (1, "")
+
+
+def test_a_server_is_not_filled_again_and_again():
+    """The probe is for one look."""
+    with pytest.raises(ParsError, match="--probe"):
+        next(looks(DoctorOptions(endpoint="http://h", probe=True)))
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,18 @@
 
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from pars.errors import INTERRUPTED
 from pars.scheduling.engines import ENGINES
 from pars.scheduling.policies.shortest_first import DEFAULT_MAX_OVERTAKE_S
+
+if TYPE_CHECKING:
+    from pars.doctor.doctor import DoctorOptions
 
 
 @click.command()
@@ -41,19 +46,41 @@ from pars.scheduling.policies.shortest_first import DEFAULT_MAX_OVERTAKE_S
     help="Also fill the server for some seconds and see whether it admits by priority. It must be"
     " idle.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def doctor(as_json: bool, **options: Any) -> None:
+@click.option(
+    "--watch",
+    is_flag=True,
+    help="Look again and again, --watch-s long each, and say what changed; Ctrl-C ends it.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; with --watch, a line a look.")
+def doctor(as_json: bool, watch: bool, **options: Any) -> None:
     """
     Say whether pars can help a server, and what to change.
 
     Nothing is sent but requests for its pages, unless --probe. Exit code 0: no line is a problem;
-    1: one is; 2: the options make no sense, or the outcomes cannot be read.
+    1: one is; 2: the options make no sense, or the outcomes cannot be read; 3: no server answers.
+    With --watch, that of the last look.
     """
     from pars.doctor.doctor import DoctorOptions, diagnose
 
-    report = diagnose(DoctorOptions(**options))
+    chosen = DoctorOptions(**options)
+    if watch:
+        sys.exit(_keep_looking(chosen, as_json=as_json))
+    report = diagnose(chosen)
     click.echo(json.dumps(report.as_json(), indent=2) if as_json else report.render())
     sys.exit(report.exit_code)
+
+
+def _keep_looking(options: "DoctorOptions", *, as_json: bool) -> int:
+    """Look until Ctrl-C; the exit code by the last look."""
+    from pars.doctor.watch import looks
+
+    exit_code = INTERRUPTED
+    with suppress(KeyboardInterrupt):
+        for look in looks(options):
+            exit_code = look.report.exit_code
+            if text := json.dumps(look.as_json()) if as_json else look.render():
+                click.echo(text)
+    return exit_code
 
 
 DOCTOR_COMMANDS: tuple[click.Command, ...] = (doctor,)

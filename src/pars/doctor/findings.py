@@ -12,7 +12,8 @@ from typing import Any
 OK, PROBLEM, UNKNOWN = "ok", "problem", "unknown"
 WIDTH = 100
 MARGIN = 21
-BLOCKING = ("endpoint", "upstream", "priority", "scheduling", "engine", "decisions", "ranker")
+NO_ANSWER = ("endpoint", "upstream")  # then nothing else can be seen
+BLOCKING = (*NO_ANSWER, "priority", "scheduling", "engine", "decisions", "ranker")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +34,18 @@ class Finding:
     change: str = ""
     numbers: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def kind(self) -> tuple[str, str, str]:
+        """What stays the same while nothing but its numbers changes."""
+        says = self.told if self.verdict == PROBLEM and not self.change else self.change
+        return self.name, self.verdict, says
+
     def lines(self) -> list[str]:
         """For a terminal."""
         gap = " " * MARGIN
-        lines = _wrapped(self.told, f"{self.verdict:<9}{self.name:<{MARGIN - 9}}", gap)
+        lines = wrapped(self.told, f"{self.verdict:<9}{self.name:<{MARGIN - 9}}", gap)
         if self.change:
-            lines += _wrapped(self.change, f"{gap}-> ", f"{gap}   ")
+            lines += wrapped(self.change, f"{gap}-> ", f"{gap}   ")
         return lines
 
 
@@ -52,8 +59,9 @@ class Report:
 
     @property
     def exit_code(self) -> int:
-        """0: nothing to change that can be seen; 1: something is."""
-        return int(any(it.verdict == PROBLEM for it in self.findings))
+        """0: nothing to change that can be seen; 1: something is; 3: no server answers."""
+        problems = [it.name for it in self.findings if it.verdict == PROBLEM]
+        return 3 if any(name in NO_ANSWER for name in problems) else int(bool(problems))
 
     @property
     def summary(self) -> str:
@@ -84,7 +92,7 @@ class Report:
         """One screen."""
         head = f"{self.endpoint}, watched for {self.watched_s:g} s"
         body = [line for finding in self.findings for line in finding.lines()]
-        return "\n".join([head, "", *body, "", *_wrapped(self.summary)])
+        return "\n".join([head, "", *body, "", *wrapped(self.summary)])
 
     def as_json(self) -> dict[str, Any]:
         """For programs."""
@@ -98,8 +106,8 @@ class Report:
         }
 
 
-def _wrapped(text: str, first: str = "", rest: str = "") -> list[str]:
-    # Options of a command line and names of metrics stay whole.
+def wrapped(text: str, first: str = "", rest: str = "") -> list[str]:
+    """Lines of one screen's width; options of a command line and names of metrics stay whole."""
     return textwrap.wrap(
         text,
         WIDTH,

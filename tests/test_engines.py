@@ -25,6 +25,7 @@ from pars.serving.known_engine import (
     KnownEngine,
 )
 
+ALICE, BOB = frozenset((b"alice",)), frozenset((b"bob",))
 NONE = ENGINES["none"]
 GOOD: dict[str, Any] = {
     "version": "0.5.23",
@@ -202,7 +203,7 @@ def test_a_refusal_counts_until_an_update_or_ten_minutes() -> None:
     clock = Clock()
     known = known_engine(clock=clock)
     known.hear(vllm("0.9.2"))
-    known.refuse(400)
+    known.refuse(400, ALICE, says_so=True)
     assert (known.engine, known.state) == (NONE, "refuses priorities")
 
     known.hear(vllm("0.9.2"))
@@ -210,16 +211,40 @@ def test_a_refusal_counts_until_an_update_or_ten_minutes() -> None:
     known.hear(vllm("0.10.0"))
     assert known.engine.name == "vllm-body"
 
-    known.refuse(400)
+    known.refuse(400, ALICE, says_so=True)
     clock.now_s += TRIED_AGAIN_S
     assert known.engine.name == "vllm-body"
+
+
+def test_no_caller_alone_has_an_engine_taken_for_one_that_refuses() -> None:
+    """Its own word is the engine's in disguise; a second caller without a common key is not."""
+    known = known_engine("vllm-body")
+    for _ in range(20):
+        known.refuse(500, ALICE, says_so=False)
+        known.refuse(500, ALICE | BOB, says_so=False)
+    assert not known.refuses
+
+    known.refuse(500, BOB, says_so=False)
+    assert known.refuses
+
+
+def test_an_engine_that_answered_a_priority_is_not_taken_for_one_that_refuses() -> None:
+    """Neither before the answer nor after it, whoever says so."""
+    known = known_engine("vllm-body")
+    known.refuse(400, ALICE, says_so=True)
+    known.accept(200)
+    assert not known.refuses
+
+    known.refuse(400, ALICE, says_so=True)
+    known.refuse(400, BOB, says_so=True)
+    assert not known.refuses
 
 
 def test_what_an_engine_refuses_does_not_outlive_its_end() -> None:
     """Nor does what it accepted: what comes back may be another."""
     known = known_engine("vllm-body")
+    known.refuse(400, ALICE, says_so=True)
     known.accept(200)
-    known.refuse(400)
     known.lose()
 
     assert not known.refuses

@@ -123,8 +123,10 @@ def before(
         yield opened
 
 
-def asked(url: str, **fields: Any) -> httpx.Response:
-    return httpx.post(url + COMPLETIONS, json={"prompt": "Name a sea.", **fields})
+def asked(url: str, at: str = "127.0.0.1", **fields: Any) -> httpx.Response:
+    """The answer to a client whose address is `at`."""
+    with httpx.Client(transport=httpx.HTTPTransport(local_address=at)) as client:
+        return client.post(url + COMPLETIONS, json={"prompt": "Name a sea.", **fields})
 
 
 # Until it is known
@@ -226,7 +228,7 @@ def test_an_engine_that_is_gone_is_not_known_any_more(tmp_path: Path) -> None:
 # When it refuses
 
 
-@pytest.mark.parametrize("answer", [refusing, refusing_in_streams, failing, unavailable])
+@pytest.mark.parametrize("answer", [refusing, refusing_in_streams, unavailable])
 @pytest.mark.parametrize("stream", [False, True])
 def test_no_client_sees_that_the_engine_refuses_priorities(
     tmp_path: Path, answer: Any, stream: bool, caplog: pytest.LogCaptureFixture
@@ -243,6 +245,66 @@ def test_no_client_sees_that_the_engine_refuses_priorities(
         assert counted(app, "pars_engine_schedules_by_priority") == 0
     assert [priority is not None for priority in engine.generations] == [True] + [False] * 4
     assert [it.levelname for it in caplog.records if "REFUSES" in it.message] == ["ERROR"]
+
+
+def test_an_engine_that_does_not_say_why_it_fails_must_fail_two_clients(tmp_path: Path) -> None:
+    """Each of one client's requests is repeated; once another met the same, none has a priority."""
+    engine = Engine(version={"version": "0.9.2"})
+    engine.answer = failing
+    with before(engine, tmp_path, "vllm-body") as (url, app):
+        for _ in range(3):
+            assert asked(url).content == ANSWER
+        assert not app.known.refuses
+        for _ in range(2):
+            assert asked(url, at="127.0.0.2").content == ANSWER
+        assert app.known.refuses
+    assert [priority is not None for priority in engine.generations] == [True, False] * 4 + [False]
+
+
+@pytest.mark.parametrize(
+    ("fault", "prompt"),
+    [
+        (b"Internal Server Error", b"x"),
+        (b"cannot fetch http://a/: 503 no priority", b"http://a/"),
+        (b"cannot fetch http://a/: 503 no priority", rb"http:\/\/a/"),
+        (b"not allowed: priority", b"priority"),
+        (b"not allowed: priority", rb"\u0070riority"),
+    ],
+)
+def test_one_client_whose_request_fails_once_turns_no_ordering_off(
+    tmp_path: Path, fault: bytes, prompt: bytes
+) -> None:
+    """Whatever its error says, as the client had a hand in that; others keep their places."""
+    engine = Engine(version={"version": "0.20.0"})
+    turns = itertools.cycle([True, False])
+
+    def flaky(priority: int | None, fields: dict[str, Any]) -> Reply:
+        if "n" in fields and next(turns):
+            return 400, JSON, fault
+        return obliging(priority, fields)
+
+    engine.answer = flaky
+    with before(engine, tmp_path, "vllm-body") as (url, app):
+        for _ in range(3):
+            body = b'{"prompt":"%s","n":1}' % prompt
+            assert httpx.post(url + COMPLETIONS, content=body).is_success
+        assert not app.known.refuses
+        assert asked(url).is_success
+    assert engine.generations[-1] is not None
+
+
+def test_a_large_body_s_error_turns_no_ordering_off(tmp_path: Path) -> None:
+    """It cannot be asked twice, so nobody knows whose fault it was: others keep their places."""
+    engine = Engine(version={"version": "0.20.0"})
+    engine.answer = lambda priority, fields: (
+        (400, JSON, REFUSAL) if "n" in fields else obliging(priority, fields)
+    )
+    with before(engine, tmp_path, "vllm-body", max_body_bytes=4096) as (url, app):
+        assert asked(url, prompt="x" * 5000, n=1).status_code == 503
+        assert not app.known.refuses
+        assert asked(url).is_success
+        assert asked(url, prompt="x" * 5000).is_success
+    assert None not in engine.generations
 
 
 def test_a_stream_of_an_engine_that_reads_the_header_begins_at_once(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ What is known of the engine at this moment, and so how the next request's priori
 
     known = KnownEngine(named=None, metrics=metrics)      # None: it is to be asked
     known.hear(told)          # it, or one of several behind its address, told what it is
-    known.refuse(400)         # it refused a request for its priority
+    known.refuse(400, caller, says_so=True)   # it refused a request for its priority
     known.engine              # ENGINES["none"] while it is not known, or refuses
 
 Whoever does not know sets no priority: an engine is never sent what it refuses, and a client's own
@@ -28,6 +28,9 @@ LEAST_ANSWERS = 3  # before several servers behind one address are ruled out
 MOST_MISSES, MOST_MISSES_OF_SEVERAL = 6, 200
 MOST_FRUITLESS = 8  # repeats in a row
 TRIED_AGAIN_S = 600.0  # an engine that refused may have been started anew unseen
+MOST_CALLERS = 16  # that are remembered
+
+Caller = frozenset[bytes]  # whatever a request may be known by again
 
 REFUSES = (
     "the engine REFUSES priorities (HTTP %d): requests are repeated and passed on without, first"
@@ -57,6 +60,8 @@ class KnownEngine:
         warnings: What is to be changed there, each with how.
         is_proven: Whether it has answered a request that had a priority, or has failed without one
             as well: then an error that does not speak of priorities is not doubted.
+        is_suspect: It may refuse priorities, as it said to one whose request cannot be repeated:
+            until one is answered with a priority, such requests go without.
         when_new: Called when another engine may be there.
     """
 
@@ -70,7 +75,7 @@ class KnownEngine:
         self.named = named
         self.told: EngineTold | None = None
         self.warnings: tuple[str, ...] = ()
-        self.is_proven = False
+        self.is_proven = self.is_suspect = False
         self.when_new: Callable[[], None] = lambda: None
         self._num_fruitless = 0
         self._metrics = metrics
@@ -79,6 +84,7 @@ class KnownEngine:
         self._gone: set[str] = set()
         self._num_heard = 0
         self._refused_s: float | None = None
+        self._refused: list[Caller] = []  # since it was new, each without the engine's word
 
     @property
     def is_known(self) -> bool:
@@ -112,6 +118,10 @@ class KnownEngine:
         if self.named is not None:
             return replace(self.named, is_preempting=True) if told.is_preempting else self.named
         return told
+
+    def engine_for(self, *, is_held: bool) -> Engine:
+        """How to set a request's, whose body is held or passes by."""
+        return NONE if self.is_suspect and not is_held else self.engine
 
     @property
     def state(self) -> str:
@@ -152,29 +162,51 @@ class KnownEngine:
 
     def falter(self) -> None:
         """It does not answer as it did; if it was started anew, then perhaps with other options."""
-        self.is_proven = False
+        self.is_proven = self.is_suspect = False
         self._num_fruitless = 0
-        if self._refused_s is not None:
-            self._refused_s = None
-            self._metrics.priority_scheduling.set(-1)
+        self._refused = []
+        self._take_back()
 
     def accept(self, status: int) -> None:
         """It answered `status` to a request that had a priority."""
         if 200 <= status < 300:
-            self.is_proven = True
+            self.is_proven, self.is_suspect = True, False
+            self._take_back()
 
     def fail_alike(self) -> None:
         """A request that failed with a priority failed without it, too."""
         self._num_fruitless += 1
         self.is_proven |= self._num_fruitless >= MOST_FRUITLESS
 
-    def refuse(self, status: int) -> None:
-        """It answered `status` because a request had a priority."""
+    def suspect(self) -> None:
+        """It spoke of priorities to a request that cannot be repeated: nobody knows why."""
+        self.is_suspect = not self.is_proven
+
+    def refuse(self, status: int, caller: Caller, *, says_so: bool) -> None:
+        """
+        It answered `status` to a request with a priority, and without one it answered that.
+
+        No single client can have it taken for one that refuses: another must have met the same, or
+        the engine says so. One that answered a request with a priority is not taken for such.
+
+        Args:
+            says_so: It spoke of priorities, and the client cannot have put the word there.
+        """
         self._metrics.refusals.inc()
+        is_alone = not any(it.isdisjoint(caller) for it in self._refused)
+        self._refused = [*self._refused[1 - MOST_CALLERS :], caller]
+        if self.is_proven or (is_alone and not says_so):
+            return
         if not self.refuses:
             log.error(REFUSES, status)
         self._refused_s = self._clock()
         self._metrics.priority_scheduling.set(0)
+
+    def _take_back(self) -> None:
+        """It is taken for one that refuses no longer."""
+        if self._refused_s is not None:
+            self._refused_s = None
+            self._metrics.priority_scheduling.set(-1)
 
     def _take(self, told: EngineTold) -> None:
         before, self.told = self.told, told

@@ -149,14 +149,14 @@ class PriorityMiddleware:
             return
         with HeldBody(self.byte_budget, self.settings.max_body_bytes) as body:
             await body.take(receive)
-            engine = self.known.engine
-            is_appended = body.outcome in TOO_MUCH and not engine.wants_header(scope["path"])
+            is_held = body.outcome not in TOO_MUCH
+            engine = self.known.engine_for(is_held=is_held)
+            is_appended = not (is_held or engine.wants_header(scope["path"]))
             if is_appended and not may_append(body.content()):
                 await send_error(send, 415, "unsupported_encoding", NOT_UTF8)
                 return
             if engine.takes_priority or self.holds():
-                client = scope.get("client")
-                peer = client[0] if client else None
+                peer = (scope.get("client") or (None,))[0]
                 decision = await self._decider.decide(
                     engine, scope["path"], scope["headers"], peer, body
                 )
@@ -186,6 +186,7 @@ class PriorityMiddleware:
                 self.known,
                 self._kept_budget,
                 body.content() if body.outcome is None else None,
+                checks_keys=bool(self.settings.client_keys),
             )
         app = partial(self._recorder.follow, app, decision)
         self.worth.worth.arrived(decision)

@@ -7,13 +7,22 @@ Engines without priority scheduling refuse in their own ways: vLLM before it had
 all (0.6 to 0.9) with a 400, with 200 and an error as a stream's first event, or with a 500; SGLang
 under --abort-on-priority-when-disabled with a 503. What they say is believed only if the request
 fares better without a priority. So a client's own fault stays its own, byte for byte.
+
+That a request fails and then does not may be its own doing as well: a picture that its server gives
+at the second time of asking. So one client's word is not enough to turn the ordering off for all. It
+takes the engine's: an error that speaks of priorities to a request that cannot have put the word
+there; or the same seen by two callers. An engine that answered a request with a priority refuses
+none: there each request is repeated for itself, and nothing is turned off (`KnownEngine.refuse`).
 """
 
 from collections.abc import Callable
+from contextlib import suppress
+from ipaddress import ip_network
 
 from pars.request.body import ASGIApp, ByteBudget, Message, Receive, Scope, Send
 from pars.scheduling.stamping import repeated
-from pars.serving.known_engine import KnownEngine
+from pars.scheduling.trust import keys_in
+from pars.serving.known_engine import Caller, KnownEngine
 from pars.serving.replies import send_error
 
 REFUSED = (400, 422)
@@ -22,6 +31,10 @@ UNAVAILABLE = 503
 OF_SGLANG = b"priority is disabled"
 MAX_HELD_BYTES = 64 * 1024  # of an answer that may be a refusal
 MAX_EVENT_BYTES = 8 * 1024  # of the first event of a stream
+# What of a body may come back in an error as "priority": the word, also escaped or in UTF-16, and
+# whatever the engine fetches from elsewhere, whose server may have any words.
+MAY_BE_ECHOED = (b"priority", b"\\u", b"\0", b"://", b"\\/", b"data:")
+IPV6_NETWORK_BITS = 64  # of which one client has every address
 
 
 class Passage:
@@ -31,13 +44,21 @@ class Passage:
     Args:
         budget: Of bodies that are kept until their engines begin to answer.
         content: The body as the client sent it; None: it is not held.
+        checks_keys: Clients' keys are checked here, and so tell them apart.
     """
 
     def __init__(
-        self, app: ASGIApp, known: KnownEngine, budget: ByteBudget, content: bytes | None
+        self,
+        app: ASGIApp,
+        known: KnownEngine,
+        budget: ByteBudget,
+        content: bytes | None,
+        *,
+        checks_keys: bool = False,
     ) -> None:
         self._app = app
         self._known = known
+        self._checks_keys = checks_keys
         self._budget = budget
         self._content = content
         self._num_bytes = len(content or b"")
@@ -52,14 +73,16 @@ class Passage:
             if not first.is_withheld:
                 await first.let_go()
             elif self._content is not None:
+                says_so = first.names_priority and not _may_be_echo(scope, self._content)
                 second = _SecondAnswer(send)
                 await self._app(*repeated(scope, self._content, receive), second.send)
                 if second.is_answer:
-                    self._known.refuse(first.status)
+                    caller = _caller_of(scope, checks_keys=self._checks_keys)
+                    self._known.refuse(first.status, caller, says_so=says_so)
                 else:
                     self._known.fail_alike()
             elif first.names_priority and not self._known.engine.takes_header:
-                self._known.refuse(first.status)
+                self._known.suspect()
                 why = "the engine refused the priority that was set for this request; repeat it"
                 await send_error(send, UNAVAILABLE, "priority_refused", why)
             else:
@@ -176,6 +199,32 @@ class _SecondAnswer:
         answered. An error that only speaks of priorities may echo what the client wrote.
         """
         return 200 <= self._status < 400 and not _is_error_event(self._text)
+
+
+def _caller_of(scope: Scope, *, checks_keys: bool) -> Caller:
+    """
+    Who sent a request: the keys it shows where keys are checked here, for a client can make up
+    others; else its address.
+    """
+    if checks_keys:
+        return frozenset(keys_in(scope["headers"]))
+    host = scope["client"][0] if scope.get("client") else ""
+    if ":" in host:
+        with suppress(ValueError):
+            address = host.partition("%")[0]
+            host = str(ip_network(f"{address}/{IPV6_NETWORK_BITS}", strict=False))
+    return frozenset((host.encode(),))
+
+
+def _may_be_echo(scope: Scope, content: bytes) -> bool:
+    """Whether an error to this request may speak of priorities because the request does."""
+    query = scope["query_string"]
+    path = scope["path"].encode("utf-8", "replace")
+    said = b"\n".join((path, query, *(value for _, value in scope["headers"]))).lower()
+    if b"priority" in said or b"%" in query:
+        return True
+    content = content.lower()
+    return any(it in content for it in MAY_BE_ECHOED)
 
 
 def _is_error_event(text: bytes) -> bool:

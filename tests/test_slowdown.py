@@ -189,6 +189,43 @@ def test_an_empty_bucket_makes_everybody_ordinary():
     assert placed(lane, 1.0, 50.0).is_express  # nobody waits: the bucket is full again
 
 
+def learnt(max_slowdown: float) -> MaxSlowdown:
+    """It has seen an engine do 100 units of work a second, in requests of 100."""
+    lane = MaxSlowdown(max_slowdown)
+    for second in range(20):
+        place = placed(lane, 100.0, 100.0)
+        serve(lane, place, NOON_S + second)
+        lane.correct(place, 100.0)
+    return lane
+
+
+def test_a_flood_that_looks_short_passes_by_half_the_mean_work_each():
+    """Until they end nobody knows how long they are: 500 requests that expect one token each."""
+    lane = learnt(1.5)
+    capacity = lane.capacity
+    assert not placed(lane, 1e4, 1e4).is_express
+
+    flood = [placed(lane, 1.0, 1.0) for _ in range(500)]
+
+    assert 0 < 50.0 * sum(place.is_express for place in flood) <= capacity + 50.0
+
+
+def test_what_was_reserved_is_given_back_at_the_end():
+    """A request of one token, for which 50 were set aside, has cost one of them when it ends."""
+    lane = learnt(2.0)
+    assert not placed(lane, 1e4, 1e4).is_express
+    for _ in range(4):
+        placed(lane, 1.0, 1.0)
+    before = lane.level
+    short = placed(lane, 1.0, 1.0)
+    reserved = lane.level
+    serve(lane, short, NOON_S + 21.0)
+    lane.correct(short, 1.0)
+
+    assert reserved == pytest.approx(before - 50.0)
+    assert lane.level == pytest.approx(before - 1.0 + 0.5)
+
+
 def test_the_truth_corrects_the_bucket():
     """An express answer ten times as long as expected is charged for all of it."""
     lane = MaxSlowdown(2.0)

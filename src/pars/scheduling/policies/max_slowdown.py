@@ -37,6 +37,8 @@ MOST_COST = 1e9  # the same, without a bound
 BUCKET_S = 2.0  # of the engine's whole work: how far express may run ahead of its share
 BUCKET_REQUESTS = 4.0  # of mean work, beside that: where each takes long, seconds are few of them
 FULL_SHARES = 1.25  # of a full bucket, in shares that last: the shortest use them best
+RESERVED = 0.5  # of true mean work, charged until it ends: a flood that looks short may be long
+TRUE_MEMORY = 500.0  # requests, of that mean
 
 
 @dataclass(slots=True, eq=False)
@@ -112,6 +114,7 @@ class MaxSlowdown(Policy):
         self.hindsight = Hindsight()
         self._costs = CostShares()
         self._rate = _Rate()
+        self._true_work = self._num_true = 0.0  # the mean of what ended: nobody's word counts in it
         self._ordinary: deque[ClassedPlace] = deque()  # as they came; some have begun
         self._last_begun_s: float | None = None  # when the last ordinary one that began had come
 
@@ -176,8 +179,8 @@ class MaxSlowdown(Policy):
         if place.is_express:
             key_s, more_ticks = self._express_key(cost, since_s)
             if self.num_waiting or self._shares_engine:
-                place.charged = place.work
-                self.level -= place.work
+                place.charged = max(place.work, RESERVED * self._true_work)
+                self.level -= place.charged
         else:
             self.num_waiting += 1
             self._ordinary.append(place)
@@ -201,10 +204,11 @@ class MaxSlowdown(Policy):
             self._leave_line(place)
             if isinstance(place, ClassedPlace) and place.cost:
                 self._costs.forget(place.cost, place.work)
-            self.level = min(self.level + place.charged, self.capacity)
-            place.work = place.charged = 0.0
+            place.work = 0.0
+        given_back = place.charged - place.work if place.charged else 0.0
         self._rate.see(place.work, now_s)
-        self.level = min(self.level + self.share * place.work, self.capacity)
+        self.level = min(self.level + given_back + self.share * place.work, self.capacity)
+        place.charged -= given_back
 
     def _leave_line(self, place: Place) -> None:
         place.has_begun = True
@@ -218,6 +222,8 @@ class MaxSlowdown(Policy):
         self.level += self.share * beyond - (beyond if place.charged else 0.0)
         self.level = min(self.level, self.capacity)
         place.work = true_work
+        self._num_true = min(self._num_true + 1.0, TRUE_MEMORY)
+        self._true_work += (true_work - self._true_work) / self._num_true
         if isinstance(place, ClassedPlace) and place.teaches:
             came = true_work - place.prompt_work if answers is None else answers
             self.hindsight.learn(place.answers, came)

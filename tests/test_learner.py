@@ -1,5 +1,6 @@
 """A gateway that is given nothing learns from its first answers, and orders by what it learned."""
 
+import asyncio
 import json
 import re
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from pars.outcomes.metrics import LearnMetrics
 from pars.outcomes.records import Outcome
 from pars.request.conversation import Before
 from pars.request.features import Signals
+from pars.serving.asked import Asked, Shown, read_asked
 from pars.serving.gateway import UVICORN_OPTIONS, Gateway
 from pars.serving.settings import Settings
 from pars.serving.upstream import Upstream
@@ -82,6 +84,31 @@ def test_what_is_learned_orders_the_queue(tmp_path: Path):
             costs.append(counted(app, "pars_expected_cost_tokens_sum") - before)
         assert counted(app, "pars_decisions_total", outcome="scored") == num_scored + 2
         assert costs[0] > 2 * costs[1]
+
+
+class Whole:
+    """A body that is there."""
+
+    outcome = None
+
+    def __init__(self, content: bytes) -> None:
+        self.num_bytes = len(content)
+        self.content = lambda: content
+
+
+@pytest.mark.parametrize("limits", [True, False])
+def test_limits_that_do_not_count_are_no_signal_either(limits: bool):
+    """Two requests that differ by their limits look alike then, and only then."""
+    told = []
+    for num_tokens in (5, 60):
+        request = {"prompt": "Hello", "max_tokens": num_tokens, "min_tokens": num_tokens}
+        asked, body = Asked(), Whole(json.dumps(request).encode())
+        shown = Shown(signals=True, limits=limits)
+        asyncio.run(read_asked(asked, "/v1/completions", [], body, shown))
+        told.append(asked.signals)
+
+    assert None not in told
+    assert (told[0] == told[1]) is not limits
 
 
 def test_what_was_learned_is_there_after_a_restart(tmp_path: Path):

@@ -527,6 +527,19 @@ def test_an_app_that_fails_is_an_outcome_and_still_fails():
     assert bench.count("pars_answers_total", length="no_answer") == 1
 
 
+@pytest.mark.parametrize("obeys", [True, False])
+def test_where_limits_stand_for_the_models_own_end_none_is_cut_short(tmp_path: Path, obeys: bool):
+    """As in benchmarks that impose lengths by `max_tokens`."""
+    with (
+        FakeEngine().served() as upstream,
+        recording(upstream, tmp_path, obey_limits=obeys) as (url, app, folder),
+    ):
+        ask(url, completion(max_tokens=7))
+        [outcome] = written(app, folder)
+
+    assert outcome.is_censored is obeys
+
+
 def test_an_observer_that_fails_costs_neither_the_request_nor_the_others():
     """Its exception is counted, and the next observer hears of the outcome."""
     bench = Bench()

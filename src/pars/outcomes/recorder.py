@@ -49,6 +49,8 @@ class Recorder:
         clock: Unix time, as the arrivals were taken by.
         desk: Where an engine in this process tells of finished requests.
         grace_s: How long that is waited for after an answer's last byte.
+        limits_are_ends: Limits stand in for the model's own end, as in benchmarks: an answer that
+            reaches its limit was not cut short.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Recorder:
         clock: Callable[[], float] = time.time,
         desk: Desk = DESK,
         grace_s: float = GRACE_S,
+        limits_are_ends: bool = False,
     ) -> None:
         self._observers = observers
         self._when_begun = when_begun
@@ -69,6 +72,7 @@ class Recorder:
         self._clock = clock
         self._desk = desk
         self._grace_s = grace_s
+        self._limits_are_ends = limits_are_ends
         self._budget = ByteBudget(MAX_HELD_BYTES)
         self._late: dict[_Watch, asyncio.TimerHandle] = {}
 
@@ -136,6 +140,8 @@ class Recorder:
             self._desk.leave(engine_id, watch.hear)
         try:
             outcome, known = watch.outcome()
+            if self._limits_are_ends and outcome.finish_reason == "length":
+                outcome = replace(outcome, finish_reason="stop")
             self._metrics.answered(known)
             if abs(self._clock() - outcome.arrival_s - watch.since_s()) > CLOCK_JUMP_S:
                 self._metrics.clock_jumps.inc()

@@ -98,6 +98,12 @@ def signals_of(path: str, fields: dict[str, Any], request: Request, api_key: str
     return Signals(text, tuple(facts), before, num_tokens)
 
 
+def without_limits(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields but those that set how long an answer may, or must, become."""
+    hidden = {*LIMITS, "min_tokens", "ignore_eos"}
+    return {name: value for name, value in fields.items() if name not in hidden}
+
+
 def signals_of_row(values: Mapping[str, Any], prompt: str) -> Signals:
     """What a logged row tells of its request: what it holds of the body, and who asked."""
     asked: Mapping[str, Any] = next(

@@ -3,9 +3,9 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
-from pars.request.features import Signals, signals_of
+from pars.request.features import Signals, signals_of, without_limits
 from pars.request.fields import SMALL_BYTES, read_fields
 from pars.request.prompts import Prompt, Request, reader_of, unread_request
 from pars.scheduling.trust import Headers, keys_in
@@ -57,9 +57,20 @@ class Asked:
         return [prompt.text for prompt in self.request.prompts if prompt.text]
 
 
-async def read_asked(
-    asked: Asked, path: str, headers: Headers, body: Body, *, with_signals: bool
-) -> None:
+class Shown(NamedTuple):
+    """
+    What the ranker that learns is shown of a request.
+
+    Attributes:
+        signals: Anything; False: there is none.
+        limits: max_tokens and its like, which in benchmarks that impose lengths give them away.
+    """
+
+    signals: bool
+    limits: bool = True
+
+
+async def read_asked(asked: Asked, path: str, headers: Headers, body: Body, shown: Shown) -> None:
     """
     Read the request into `asked`; a large body beside the event loop.
 
@@ -77,9 +88,10 @@ async def read_asked(
     asked.request = reader(fields)
     asked.model, asked.request_id = _name(fields, "model"), _name(fields, "request_id")
     asked.is_stream = fields.get("stream") is True
-    if with_signals:
+    if shown.signals:
         key = next(iter(keys_in(headers)), b"").decode("latin-1")
-        asked.signals = signals_of(path, fields, asked.request, key)
+        told = fields if shown.limits else without_limits(fields)
+        asked.signals = signals_of(path, told, asked.request, key)
     asked.problem = "" if asked.texts else "no_text"
 
 

@@ -20,7 +20,7 @@ from pars.scheduling.dialects import Standing, standing
 from pars.scheduling.engines import Engine
 from pars.scheduling.keys import Keys
 from pars.scheduling.trust import Headers
-from pars.serving.asked import MAX_NAME_CHARS, Asked, Body, read_asked
+from pars.serving.asked import MAX_NAME_CHARS, Asked, Body, Shown, read_asked
 from pars.serving.placing import Placing
 from pars.serving.prediction import Prediction, Predictor
 from pars.serving.settings import Settings
@@ -96,7 +96,8 @@ class Decider:
         asked = Asked()
         try:
             learns = self._predictor.learner is not None
-            await read_asked(asked, path, headers, body, with_signals=learns)
+            shown = Shown(signals=learns, limits=self._settings.obey_limits)
+            await read_asked(asked, path, headers, body, shown)
         except Exception as error:  # nothing here may cost a request
             self._predictor.offline.warn(error)
         prediction = await self._predictor.predict(asked, is_trusted=wish.priority is not None)

@@ -234,6 +234,7 @@ class PriorityMiddleware:
             when_begun=self._began,
             when_ended=self._ended,
             clock=clock,
+            limits_are_ends=not self.settings.obey_limits,
         )
 
     def _began(self, decision: Decision) -> None:

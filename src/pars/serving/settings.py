@@ -192,8 +192,9 @@ class Settings:
     )
     obey_limits: bool = _setting(
         True,
-        "0: `max_tokens`, `min_tokens` and `ignore_eos` do not count. For benchmarks that impose"
-        " lengths by `max_tokens`, which would give the length away",
+        "0: `max_tokens`, `min_tokens` and `ignore_eos` do not count, and an answer that reaches"
+        " its limit has ended by itself. For benchmarks that impose lengths by `max_tokens`, which"
+        " would give the length away",
     )
     reload_s: float = _setting(
         10.0,

@@ -7,6 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from pars.cli.main import commands
+from pars.prove.report.course import gaps
 from pars.prove.report.latency import figures
 from pars.prove.report.pictures import _styles, pictures
 from pars.prove.report.report import Table, number, write_report
@@ -180,3 +181,48 @@ def test_no_result_in_the_folder(tmp_path):
     outcome = CliRunner().invoke(commands, ["report", str(tmp_path)])
 
     assert "requests.jsonl: cannot be read" in str(outcome.exception)
+
+
+def learning(folder):
+    """Eight requests of one token: 10 s each by fcfs, 2 s by the oracle; `gateway` gets better."""
+    gateway_s = (10.0, 10.0, 6.0, 6.0, 4.0, 4.0, 2.0, 2.0)
+    with ResultWriter(folder, {"kind": "bench"}) as writer:
+        for policy, ends_s in (
+            ("fcfs", (10.0,) * 8),
+            ("gateway", gateway_s),
+            ("oracle", (2.0,) * 8),
+        ):
+            for n, end_s in enumerate(ends_s):
+                writer.add(
+                    RequestTimes(
+                        request_id=str(n),
+                        policy=policy,
+                        rate=None,
+                        arrival_s=float(n),
+                        first_token_s=n + end_s,
+                        finished_s=n + end_s,
+                        prompt_tokens=1,
+                        output_tokens=1,
+                    )
+                )
+            writer.add_run(Run(policy=policy, rate=None, duration_s=20.0))
+        writer.end(interrupted=False)
+    return folder
+
+
+def test_of_a_policy_that_learns_each_quarter_is_told(tmp_path):
+    """0, 50, 75 and 100% of the oracle's gain, in the JSON and in the table."""
+    told, report, page = outputs(learning(tmp_path))
+
+    assert [it["share"]["value"] for it in report["quarters"]] == [0.0, 0.5, 0.75, 1.0]
+    table = told[told.index("As it learns") :]
+    assert re.findall(r"(\d+)% \[", table) == ["0", "50", "75", "100"]
+    assert "The gap to first come, first served opens" in page
+
+
+def test_the_gap_is_what_was_saved_up_to_each_request(tmp_path):
+    """0 s a token on average of the first two, 2 s of four, 4.5 s of all eight."""
+    counts, saved_s = gaps(read_result(learning(tmp_path)), "gateway", "fcfs", None)
+
+    assert counts == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert [saved_s[1], saved_s[3], saved_s[7]] == [0.0, 2.0, 4.5]

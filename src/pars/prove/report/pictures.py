@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from pars.prove.report.course import gaps, learns
+from pars.prove.report.gain import BASELINE
 from pars.prove.report.latency import THIRDS, Figures, ended_well
 from pars.prove.report.plot import Plot, plot
 from pars.prove.report.times import Result
@@ -34,7 +36,8 @@ THIRDS_SHOWN = 12  # more policies than this make bars that nobody can tell apar
 
 def pictures(result: Result, rows: Sequence[Figures]) -> list[Plot]:
     """
-    What there is data for: latency against load, waits, thirds and queue (at the highest load).
+    What there is data for: latency against load, waits, thirds, what is gained as policies learn,
+    and queue (at the highest load).
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
@@ -74,6 +77,15 @@ def pictures(result: Result, rows: Sequence[Figures]) -> list[Plot]:
             lambda axes: _thirds(axes, top[:THIRDS_SHOWN], styles),
         )
     )
+    learning = [row.policy for row in top if learns(row.policy)]
+    if learning and any(row.policy == BASELINE for row in top):
+        drawn.append(
+            plot(
+                f"The gap to first come, first served opens{at}",
+                "Seconds per token saved so far, on average of the requests that came.",
+                lambda axes: _gap(axes, result, rate, styles),
+            )
+        )
     if any(run.queue for run in result.runs if run.rate == rate):
         drawn.append(
             plot(
@@ -148,6 +160,19 @@ def _thirds(axes: Any, rows: Sequence[Figures], styles: dict[str, dict[str, Any]
     axes.set_xticks(range(len(THIRDS)), [f"{third} answers" for third in THIRDS])
     axes.set(ylabel="seconds to the first token")
     axes.grid(visible=False, axis="x")
+    _legend(axes)
+
+
+def _gap(axes: Any, result: Result, rate: float | None, styles: dict[str, dict[str, Any]]) -> None:
+    for policy, style in styles.items():
+        if policy == BASELINE:
+            continue
+        counts, saved_s = gaps(result, policy, BASELINE, rate)
+        step = -(-len(counts) // NUM_POINTS)
+        if counts:
+            axes.plot(counts[::step], saved_s[::step], label=policy, **style)
+    axes.axhline(0, color=COLOURS[BASELINE], linewidth=0.8)
+    axes.set(xlabel="requests", ylabel="seconds a token saved", xlim=(0, None))
     _legend(axes)
 
 

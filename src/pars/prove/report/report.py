@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pars.files import utf8, write_json, written_whole
+from pars.prove.report.course import NUM_PARTS, course, learns
 from pars.prove.report.gain import BASELINE, Gain, compared
 from pars.prove.report.latency import MEASURES, THIRDS, Figures, figures
 from pars.prove.report.page import page
@@ -66,24 +67,36 @@ def write_report(folder: Path, limits: Mapping[str, float] | None = None) -> str
     """
     result = read_result(folder)
     rows = figures(result, limits)
-    gains = _gains(result, rows)
+    gains, courses = _gains(result, rows), _courses(result, rows)
     sentence = verdict(result, rows)
     notes = _notes(result, rows)
-    write_json(folder / JSON_FILE, _json(result, rows, gains, sentence, notes, limits))
+    write_json(folder / JSON_FILE, _json(result, rows, (gains, courses), sentence, notes, limits))
     with written_whole(folder / HTML_FILE) as file:
-        shown = tables(result, rows, gains, limits)
+        shown = tables(result, rows, (gains, courses), limits)
         file.write(utf8(page(result, rows, shown, sentence, notes)))
-    few = tables(result, rows, gains, limits, only_main=len({row.rate for row in rows}) > 1)
+    only_main = len({row.rate for row in rows}) > 1
+    few = tables(result, rows, (gains, courses), limits, only_main=only_main)
     told = [sentence, *(f"! {note}" for note in notes), "", *(f"{table}\n" for table in few)]
     return "\n".join([*told, f"{folder / HTML_FILE} has the pictures"])
 
 
 def tables_of(result: Result, rows: Sequence[Figures]) -> list[Table]:
     """What the terminal shows of a result: every load's main figures, and what was gained."""
-    return tables(result, rows, _gains(result, rows), None, only_main=True)
+    worth = _gains(result, rows), _courses(result, rows)
+    return tables(result, rows, worth, None, only_main=True)
 
 
 Gains = Mapping[tuple[str, float | None, str], Gain]
+Courses = Mapping[tuple[str, float | None], Sequence[Gain]]
+
+
+def _courses(result: Result, rows: Sequence[Figures]) -> Courses:
+    """What each policy that learns had gained by each quarter of a load."""
+    return {
+        (row.policy, row.rate): course(result, row.policy, rate=row.rate)
+        for row in rows
+        if learns(row.policy) and row.num_ended_well and BASELINE in result.policies()
+    }
 
 
 def _gains(result: Result, rows: Sequence[Figures]) -> Gains:
@@ -105,12 +118,13 @@ def _gains(result: Result, rows: Sequence[Figures]) -> Gains:
 def tables(
     result: Result,
     rows: Sequence[Figures],
-    gains: Gains,
+    worth: tuple[Gains, Courses],
     limits: Mapping[str, float] | None,
     *,
     only_main: bool = False,
 ) -> list[Table]:
     """Load by load: each measure, what was done, and the thirds; or only the first and last two."""
+    gains, courses = worth
     found = []
     measures = [name for name in TITLES if not only_main or name in ("ntpot_s", "ttft_s")]
     for rate in dict.fromkeys(row.rate for row in rows):
@@ -120,6 +134,8 @@ def tables(
             if any(measure in row.measures for row in there):
                 found.append(_measure_table(TITLES[measure] + at, measure, there, gains))
         found.append(_work_table(f"Done{at}", there, limits))
+        if parts := {key[0]: it for key, it in courses.items() if key[1] == rate}:
+            found.append(_course_table(f"As it learns{at}", parts))
         if not only_main:
             found.append(_thirds_table(f"By thirds of answer length{at}", there))
     return found
@@ -145,6 +161,18 @@ def _measure_table(title: str, measure: str, rows: Sequence[Figures], gains: Gai
         cells = (row.policy, *map(number, numbers), told, ratio)
         lines.append((*cells, share) if has_shares else cells)
     return Table(title, (*columns, "of oracle's gain") if has_shares else columns, lines)
+
+
+def _course_table(title: str, courses: Mapping[str, Sequence[Gain]]) -> Table:
+    """What is gained by each quarter of the requests, in the order in which they came."""
+    columns = ("policy", *(f"requests {told}" for told in ("1st quarter", "2nd", "3rd", "4th")))
+    lines = []
+    for policy, parts in courses.items():
+        cells = [share_text(it.share) if it.share else f"{it.speedup:.2f}x" for it in parts]
+        lines.append((policy, *cells, *["-"] * (NUM_PARTS - len(cells))))
+    has_shares = any(it.share for parts in courses.values() for it in parts)
+    told = "of oracle's gain" if has_shares else "times lower than fcfs"
+    return Table(f"{title}: mean NTPOT, {told}", columns, lines)
 
 
 def _work_table(title: str, rows: Sequence[Figures], limits: Mapping[str, float] | None) -> Table:
@@ -228,15 +256,12 @@ def _notes(result: Result, rows: Sequence[Figures]) -> list[str]:
 def _json(
     result: Result,
     rows: Sequence[Figures],
-    gains: Gains,
+    worth: tuple[Gains, Courses],
     sentence: str,
     notes: Sequence[str],
     limits: Mapping[str, float] | None,
 ) -> dict[str, Any]:
-    told = []
-    for gain in gains.values():
-        share = None if gain.share is None else gain.share.as_json()
-        told.append(asdict(gain) | {"speedup": gain.speedup, "share": share})
+    gains, courses = worth
     value = {
         "verdict": sentence,
         "interrupted": result.interrupted,
@@ -244,11 +269,17 @@ def _json(
         "notes": list(notes),
         "limits": dict(limits or {}),
         "figures": [asdict(row) for row in rows],
-        "gains": told,
+        "gains": [_gain_json(it) for it in gains.values()],
+        "quarters": [_gain_json(it) for parts in courses.values() for it in parts],
         "header": dict(result.header),
     }
     clean: dict[str, Any] = _finite(value)
     return clean
+
+
+def _gain_json(gain: Gain) -> dict[str, Any]:
+    share = None if gain.share is None else gain.share.as_json()
+    return asdict(gain) | {"speedup": gain.speedup, "share": share}
 
 
 def _finite(value: Any) -> Any:

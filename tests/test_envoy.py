@@ -18,6 +18,7 @@ import httpx
 import pytest
 
 from gateways import exchange
+from pars.request.paths import UNGENERATING
 from pars.request.prompts import READERS
 
 from engine import ROOT, free_port, wait_until
@@ -135,10 +136,12 @@ def test_the_shipped_configuration_is_valid() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_each_generating_path_asks_pars() -> None:
+def test_each_path_with_a_priority_asks_pars() -> None:
     """The expression in the configuration knows every path that pars reads, and no other."""
     regex = "|".join(re.findall(r'safe_regex: \{regex: "(.*?)"\}', CONFIG.read_text()))
-    assert [path for path in READERS if not re.fullmatch(regex, "/team" + path)] == []
+    assert [
+        path for path in (*READERS, *UNGENERATING) if not re.fullmatch(regex, "/team" + path)
+    ] == []
     assert not re.fullmatch(regex, "/v1/models")
 
 

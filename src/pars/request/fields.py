@@ -22,6 +22,7 @@ FIELDS = (
     *("model", "request_id", "user", "safety_identifier", "metadata", "stream"),
     *("prompt", "suffix", "messages", "input", "instructions", "system", "text", "query", "items"),
     *("token_ids", "input_ids", "sampling_params", "state", "questions", "documents"),
+    *("instances", "parameters"),
     *("max_tokens", "max_completion_tokens", "max_output_tokens", "min_tokens", "n", "best_of"),
     *("ignore_eos", "stop", "stop_sequences", "temperature", "top_p", "response_format"),
     *("guided_json", "structured_outputs", "json_schema", "tools", "tool_choice", "functions"),

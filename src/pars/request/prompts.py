@@ -11,10 +11,8 @@ so a whole conversation would show them only its system prompt, which is the sam
 of an application and says nothing.
 """
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from posixpath import normpath
 from typing import Any
 
 from pydantic_core import SchemaValidator, ValidationError, core_schema
@@ -22,6 +20,7 @@ from pydantic_core import SchemaValidator, ValidationError, core_schema
 from pars.errors import ParsError
 from pars.request.conversation import prompt_of, with_note, without_answer
 from pars.request.fields import Unread, fields_of
+from pars.request.paths import plain
 from pars.request.token_counts import CHARS_PER_TOKEN, tokens_in, tokens_of_message
 
 MAX_COUNT = 1 << 31  # no request asks for more tokens or answers; keeps arithmetic in range
@@ -30,9 +29,6 @@ DECISION_TOKENS = 8  # of a structured decision: a label
 UNTIL_FULL_TOKENS = 8192  # taken for an answer that only the model's context ends
 MOST_PROMPTS = 64  # of a list that are told apart; the rest count together
 MOST_MESSAGES = 512  # the newest of a conversation, in which its note and its question are sought
-
-_ODD_SPELLING = re.compile(r"//|/\.|/$|;")
-_PATH_PARAMETERS = re.compile(r";[^/]*")  # RFC 3986, section 3.3; Java's servers take them out
 
 # As vLLM's and SGLang's own models (pydantic, lax mode) take a number or a switch.
 _AS_INT = SchemaValidator(core_schema.int_schema())
@@ -132,8 +128,7 @@ def reader_of(path: str) -> "Reader | None":
 
     A path that a server in between may take for such a one (`/v1//completions/`) is one, too.
     """
-    if _ODD_SPELLING.search(path):
-        path = normpath(_PATH_PARAMETERS.sub("", path))
+    path = plain(path)
     for suffix, reader in READERS.items():
         if path.endswith(suffix):
             return reader
@@ -207,6 +202,16 @@ def _native(body: Body) -> Request:
     return _request(parameters, tuple(_prompts(prompt)), max_tokens)
 
 
+def _vertex(body: Body) -> Request:
+    """SGLang's /vertex_generate: many prompts, with the same parameters."""
+    instances, parameters = body.get("instances"), body.get("parameters")
+    parameters = parameters if isinstance(parameters, dict) else {}
+    if isinstance(instances, list):
+        told = [it if isinstance(it, dict) else {} for it in instances]
+        instances = [it.get("text") or it.get("input_ids") or "" for it in told]
+    return _native({**parameters, "text": instances})
+
+
 def _any_shape(body: Body) -> Request:
     """SageMaker's /invocations takes whatever the other paths take."""
     for name, reader in (("messages", _chat), ("prompt", _completions), ("input", _responses)):
@@ -224,6 +229,7 @@ READERS: dict[str, Reader] = {
     "/v1/chat/completions/batch": _batch_chat,
     "/inference/v1/generate": _native,
     "/generate": _native,
+    "/vertex_generate": _vertex,
     "/generative_scoring": _scoring,
     "/v1/systemone": _decisions,
     "/cohere/v2/chat": _messages,

@@ -61,7 +61,7 @@ def without_priority(body: bytes) -> bytes:
     Raises:
         ValueError: the body is not a JSON object.
     """
-    if not _may_have_own(body):
+    if not may_have_own(body):
         return body
     body = as_utf8(body)
     if len(body) <= SMALL_BYTES:
@@ -74,7 +74,7 @@ def without_priority(body: bytes) -> bytes:
     return _overwritten_in_large(body, b"0") or appended(body, "0")
 
 
-def _may_have_own(body: bytes) -> bool:
+def may_have_own(body: bytes) -> bool:
     """Whether the name stands there in any spelling or encoding."""
     has_escapes = b"\\" in body and b"\\u" in body  # one byte is found ten times as fast as two
     return has_escapes or b"priority" in body or b"\0" in body[:4]
@@ -184,7 +184,7 @@ def _overwritten_in_large(body: bytes, value: bytes) -> bytes | None:
 
 def _own_value(body: bytes) -> bytes | None:
     """The bytes of the top-level `priority`, the last one; empty: there is none; None: unknown."""
-    if not _may_have_own(body):
+    if not may_have_own(body):
         return b""
     try:
         return bytes(_OWN.decode(body).priority)

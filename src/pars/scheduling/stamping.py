@@ -7,10 +7,13 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 from pars.request.body import TOO_MUCH, HeldBody, Message, Receive, Scope
-from pars.scheduling.body_fields import with_field
+from pars.request.paths import reads_parameters
+from pars.scheduling.body_fields import with_field, without_inner
 from pars.scheduling.body_priority import PriorityAppender, with_priority, without_priority
 from pars.scheduling.dialects import DIALECT_HEADERS, TOP, Number, Path, Standing
 from pars.scheduling.engines import PRIORITY_HEADER, Engine
+
+IN_PARAMETERS: Path = ("parameters", "priority")
 
 
 def stamped(
@@ -28,7 +31,8 @@ def stamped(
             receive = body.replay(receive)
         headers = [*scope["headers"], (PRIORITY_HEADER, b"%d" % at.priority)]
         return {**scope, "headers": headers}, receive
-    return _in_body({TOP: at.priority}, scope, body, receive)
+    place = IN_PARAMETERS if reads_parameters(scope["path"]) else TOP
+    return _in_body({place: at.priority}, scope, body, receive)
 
 
 def _in_body(
@@ -40,6 +44,8 @@ def _in_body(
             content = body.content()
             if TOP not in fields:
                 content = without_priority(content)
+            if reads_parameters(scope["path"]) and IN_PARAMETERS not in fields:
+                content = without_inner(content, IN_PARAMETERS[0])
             for path, value in fields.items():
                 content = (
                     with_priority(content, value)
@@ -63,6 +69,8 @@ def repeated(scope: Scope, content: bytes, receive: Receive) -> tuple[Scope, Rec
     """A request that was stamped, once more: with its own `content`, but without any priority."""
     with suppress(ValueError, RecursionError):
         content = without_priority(content)
+        if reads_parameters(scope["path"]):
+            content = without_inner(content, IN_PARAMETERS[0])
     messages = iter([{"type": "http.request", "body": content, "more_body": False}])
 
     async def replayed() -> Message:

@@ -38,8 +38,8 @@ from pars.request.body import (
     Scope,
     Send,
 )
+from pars.request.paths import METHODS
 from pars.request.prompts import reader_of
-from pars.scheduling.body_priority import may_append
 from pars.scheduling.dialects import DIALECT_HEADERS, DIRECT, Standing
 from pars.scheduling.engines import ENGINES, Engine, engine_of_host, scheduling_policy
 from pars.scheduling.stamping import stamped, unstamped, without
@@ -47,14 +47,12 @@ from pars.scheduling.trust import WISH_HEADERS
 from pars.serving.asked import beside_loop
 from pars.serving.decider import Decider
 from pars.serving.known_engine import KnownEngine
+from pars.serving.own_priority import is_refused, may_have_own, pass_without_own
 from pars.serving.placing import Placing
 from pars.serving.prediction import Predictor
 from pars.serving.probes import PROBE_PATHS, Probes, problem_of_host
 from pars.serving.refusals import Passage
-from pars.serving.replies import send_error
 from pars.serving.settings import Settings, unknown_variables
-
-NOT_UTF8 = "a large body must be UTF-8 (RFC 8259, section 8.1): this one has another encoding"
 
 # vLLM shows what its own loggers say, so that is where to speak inside it.
 log = logging.getLogger("vllm.pars" if "vllm" in sys.modules else "pars")
@@ -142,18 +140,18 @@ class PriorityMiddleware:
         if scope["path"] in PROBE_PATHS:
             await self._probes.answer(scope, send)
             return
-        is_generation = scope["method"] == "POST" and reader_of(scope["path"]) is not None
+        is_generation = scope["method"] in METHODS and reader_of(scope["path"]) is not None
         passing = without(scope, self._not_theirs)
-        if not is_generation:
+        if not (is_generation or may_have_own(passing, self.known.engine)):
             await self.app(passing, receive, send)
             return
         with HeldBody(self.byte_budget, self.settings.max_body_bytes) as body:
+            if not is_generation:
+                await pass_without_own(self.app, self.known.engine, body, passing, receive, send)
+                return
             await body.take(receive)
-            is_held = body.outcome not in TOO_MUCH
-            engine = self.known.engine_for(is_held=is_held)
-            is_appended = not (is_held or engine.wants_header(scope["path"]))
-            if is_appended and not may_append(body.content()):
-                await send_error(send, 415, "unsupported_encoding", NOT_UTF8)
+            engine = self.known.engine_for(is_held=body.outcome not in TOO_MUCH)
+            if await is_refused(engine, body, passing, send):
                 return
             if engine.takes_priority or self.holds():
                 peer = (scope.get("client") or (None,))[0]

@@ -9,8 +9,8 @@ under --abort-on-priority-when-disabled with a 503. What they say is believed on
 fares better without a priority. So a client's own fault stays its own, byte for byte.
 
 That a request fails and then does not may be its own doing as well: a picture that its server gives
-at the second time of asking. So one client's word is not enough to turn the ordering off for all. It
-takes the engine's: an error that speaks of priorities to a request that cannot have put the word
+at the second time of asking. So one client's word is not enough to turn the ordering off for all.
+It takes the engine's: an error that speaks of priorities to a request that cannot have put the word
 there; or the same seen by two callers. An engine that answered a request with a priority refuses
 none: there each request is repeated for itself, and nothing is turned off (`KnownEngine.refuse`).
 """

@@ -26,7 +26,6 @@ import grpc
 from pars.errors import ParsError
 from pars.outcomes.metrics import ServeMetrics
 from pars.ranking.live_ranker import LiveRanker
-from pars.request.prompts import reader_of
 from pars.serving.ext_proc import messages_pb2 as pb
 from pars.serving.ext_proc.exchange import Exchange, Stamp, engine_side
 from pars.serving.ext_proc.told import (
@@ -38,6 +37,7 @@ from pars.serving.ext_proc.told import (
     streamed,
 )
 from pars.serving.middleware import PriorityMiddleware
+from pars.serving.own_priority import reads_priority
 from pars.serving.settings import Settings
 
 log = logging.getLogger("pars")
@@ -259,7 +259,7 @@ class Conversation:
     async def _stamp(self, body: bytes, *, is_whole: bool) -> Stamp:
         """What is to be changed; nothing, where it is no generation or something goes wrong."""
         try:
-            if reader_of(self._told.path.partition("?")[0]) is None:
+            if not reads_priority(self._told.path.partition("?")[0]):
                 return Stamp()
             most = self._service.settings.max_body_bytes
             num_bytes = len(body) if is_whole else max(len(body) + 1, most + 1)

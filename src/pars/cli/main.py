@@ -23,6 +23,7 @@ from pars.cli.learn import LEARN_COMMANDS
 from pars.cli.operate import OPERATE_COMMANDS
 from pars.cli.own_traffic import OWN_TRAFFIC_COMMANDS
 from pars.cli.reproduce import REPRODUCE_COMMANDS
+from pars.cli.score import SCORE_COMMANDS
 from pars.cli.serve import SERVE_COMMANDS
 from pars.cli.simulate import SIMULATE_COMMANDS
 from pars.errors import INTERRUPTED, ParsError
@@ -39,6 +40,7 @@ LANES = (
     EVALUATE_COMMANDS,
     DATA_COMMANDS,
     COLLECT_COMMANDS,
+    SCORE_COMMANDS,
     OWN_TRAFFIC_COMMANDS,
     FORGET_COMMANDS,
     SERVE_COMMANDS,

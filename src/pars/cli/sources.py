@@ -30,7 +30,7 @@ _SOURCE_OPTIONS = (
         multiple=True,
         metavar="NAME=FILE",
         help="Scores of any other system, for a policy NAME: JSON lines or CSV with request_id or"
-        " prompt, and score or expected_tokens; repeats.",
+        " prompt, and score or expected_tokens; or a folder of `pars score`; repeats.",
     ),
 )
 

@@ -16,6 +16,7 @@ that was trained without notes is shown none (`pars.ranking.ranker`).
 import json
 import re
 from collections.abc import Sequence
+from hashlib import sha256
 from typing import Any, NamedTuple
 
 MARK = "→"
@@ -90,6 +91,11 @@ def split_note(prompt: str) -> tuple[Before, str]:
 def message_of(prompt: str) -> str:
     """The message without its note."""
     return split_note(prompt)[1]
+
+
+def checksum_of(prompt: str) -> str:
+    """Stands for a prompt where its text is not to be kept: 16 hex digits of its SHA-256."""
+    return sha256(prompt.encode("utf-8", "backslashreplace")).hexdigest()[:16]
 
 
 def as_read(prompts: Sequence[str], reads_notes: bool) -> list[str]:

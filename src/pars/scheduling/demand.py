@@ -7,7 +7,7 @@ What a request is expected to take, in answer tokens: from a ranker's score to c
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, pstdev
 from typing import NamedTuple, Protocol
@@ -81,6 +81,13 @@ class Calibration:
         """Of scores in a scale of their own: spread by their rank over an assumed range."""
         quantiles = _quantiles(scores)
         return cls(quantiles, _assumed(len(quantiles))) if quantiles else cls()
+
+    @classmethod
+    def of_pairs(cls, tokens_at: Mapping[float, float]) -> "Calibration":
+        """Of scores, two or more, with the expected tokens at each; a hundred and one are kept."""
+        scores = sorted(tokens_at)
+        points = [scores[round(it * (len(scores) - 1) / 100)] for it in range(101)]
+        return cls(tuple(points), _rising([max(0.0, tokens_at[it]) for it in points]))
 
     @classmethod
     def of_tokens(cls, tokens: Iterable[float]) -> "Calibration":

@@ -70,7 +70,7 @@ def _values(path: Path, prompt_field: str | None) -> Iterator[Any]:
         return
     name = prompt_field
     for number, row in enumerate(read_rows(path), 1):
-        name = name or prompt_field_in(row)
+        name = name or prompt_field_in([row])
         value = field_of(row, name, path, number)
         try:
             asked = asked_in(value)

@@ -131,9 +131,9 @@ class Fields:
         return found
 
 
-def prompt_field_in(row: Mapping[str, Any]) -> str:
-    """Where a row that may have no answer keeps its prompt."""
-    return _first(PROMPT_FIELDS, [(1, row)], _is_asked) or "prompt"
+def prompt_field_in(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Where rows that may have no answer keep their prompt."""
+    return _first(PROMPT_FIELDS, list(enumerate(rows, 1)), _is_asked) or "prompt"
 
 
 def _named(name: str | None, rows: Sequence[NumberedRow], at: Path | str) -> str | None:

@@ -158,7 +158,7 @@ def parsed_scores(given: Iterable[str]) -> dict[str, Path]:
         name, _, path = one.partition("=")
         if not name or not path:
             raise ParsError(f"--scores takes NAME=FILE, not {one}")
-        if not Path(path).is_file():
+        if not Path(path).exists():
             raise DataError.at(path, "no such file of scores")
         found[name] = Path(path)
     return found

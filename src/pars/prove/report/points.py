@@ -8,18 +8,15 @@ Requests are read from the workload's file and written to the result one after t
 holds what is in flight.
 """
 
-import os
 import shutil
 import time
 from collections.abc import Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 
+from pars.processes import num_cores, spread
 from pars.prove.engine.fast_engine import FastEngine
 from pars.prove.engine.policy_run import run_policy
 from pars.prove.engine.step_time import EnginePreset
@@ -62,45 +59,11 @@ class Point:
 
 def simulated(points: list[Point], num_processes: int | None) -> Iterator[Point]:
     """The points, each as it is done; several at a time if there are several cores."""
-    count = min(num_processes or _num_cores(), len(points))
-    if count <= 1:
-        for point in points:
-            run_point(point)
-            yield point
-        return
-    with ExitStack() as stack:
-        executor = stack.enter_context(
-            ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=_leave_ctrl_c)
-        )
-        stack.callback(_kill, executor)
-        futures: dict[Future[None], Point] = {
-            executor.submit(run_point, point): point for point in points
-        }
-        for future in as_completed(futures):
-            future.result()
-            yield futures[future]
+    yield from spread(run_point, points, min(num_processes or num_cores(), len(points)))
 
 
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _leave_ctrl_c() -> None:
-    """The terminal sends Ctrl-C to every process; only the first one acts on it."""
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _kill(executor: Executor) -> None:
-    """What still runs is not wanted any more (Ctrl-C, or a point that failed)."""
-    executor.shutdown(wait=False, cancel_futures=True)
-    for process in list((getattr(executor, "_processes", None) or {}).values()):
-        process.terminate()
-
-
-def run_point(point: Point) -> None:
-    """Simulate into the point's own folder."""
+def run_point(point: Point) -> Point:
+    """The point, once it is simulated into its own folder."""
     shutil.rmtree(point.folder, ignore_errors=True)
     with ResultWriter(point.folder, {"kind": "simulate"}) as writer:
         waiting: list[RequestTimes] = []
@@ -126,6 +89,7 @@ def run_point(point: Point) -> None:
         took_s = round(time.perf_counter() - began_s, 3)
         writer.add_run(replace(run, facts={**run.facts, "simulating_s": took_s}))
         writer.end(interrupted=False)
+    return point
 
 
 def _engine(point: Point) -> SteppedEngine:

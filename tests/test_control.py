@@ -72,9 +72,9 @@ def test_in_shadow_mode_the_order_is_only_thought_of(tmp_path: Path) -> None:
     with served(tmp_path) as (url, app, engine):
         assert ctl(url, shadow="on").is_success
         assert order_of(url, engine, [300, 2, 3]) == [300, 2, 3]
-        seen = app.middleware.worth.worth.look()
-        assert seen.shadow_gain is not None
-        assert seen.shadow_gain.ntpot_ratio > 0
+        eventually(lambda: app.middleware.worth.shadow_gain is not None)
+        assert app.middleware.worth.shadow_gain is not None
+        assert app.middleware.worth.shadow_gain.ntpot_ratio > 0
         now = httpx.get(f"{url}/pars/now", trust_env=False).json()
         assert now["policy"].startswith("shadow: first come, first served")
 

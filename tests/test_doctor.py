@@ -243,6 +243,29 @@ def test_waits_and_preemptions_are_those_of_the_time_watched():
     assert found["preemptions"].numbers == {"watched": 5, "since_start": 12}
 
 
+@pytest.mark.parametrize(
+    ("told", "blocks", "verdict", "says"),
+    [
+        ("0.31 0.25 0.37", 12, OK, "31% shorter in order than in held-out windows [25%, 37%]"),
+        ("-0.2 -0.3 -0.1", 12, PROBLEM, "20% LONGER in order"),
+        ("0.1 -0.1 0.3", 12, UNKNOWN, "10% shorter in order"),
+        ("0.3 NaN NaN", 1, UNKNOWN, "1 blocks of windows are over; 4 are needed"),
+    ],
+)
+def test_held_out_windows_are_judged_by_their_interval(told, blocks, verdict, says):
+    """As a gateway with a holdout tells it; without one nothing is said."""
+    names = ("", "_low", "_high")
+    page = vllm_page() + f"pars_holdout_blocks {blocks}.0\n"
+    for end, value in zip(names, told.split(), strict=True):
+        page += f"pars_holdout_gain_ratio{end} {value}\n"
+    with served(vllm(page)) as url, served(vllm(vllm_page())) as plain:
+        found = seen_at(url)["holdout"]
+        assert "holdout" not in seen_at(plain)
+
+    assert found.verdict == verdict
+    assert says in found.told
+
+
 def test_each_data_parallel_rank_has_a_queue_of_its_own():
     """Two ranks are said."""
     page = vllm_page() + 'vllm:num_requests_waiting{engine="1",model_name="m"} 0.0\n'

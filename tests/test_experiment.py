@@ -12,14 +12,8 @@ import pytest
 
 from gateways import gateway_to
 from pars.errors import DataError, ParsError
-from pars.prove.live.experiment import (
-    Experiment,
-    Window,
-    effect_of,
-    read_windows,
-    render,
-    report_of,
-)
+from pars.outcomes.switchback import Window, effect_of, report_of
+from pars.prove.live.experiment import Experiment, read_windows, render
 
 from fake_engine import FakeEngine
 

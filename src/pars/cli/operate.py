@@ -115,7 +115,8 @@ def experiment(
     A switchback experiment: every block has each arm once, in an order drawn by --seed. It needs
     PARS_ADMIN_KEY, as `pars ctl` does, and sets the policy back at its end.
     """
-    from pars.prove.live.experiment import Experiment, read_windows, render, report_of
+    from pars.outcomes.switchback import report_of
+    from pars.prove.live.experiment import Experiment, read_windows, render
 
     if not only_report:
         key = os.environ.get("PARS_ADMIN_KEY", "")

@@ -159,6 +159,7 @@ def log_format_of(option: str | None) -> str:
 @setting_option("max_held_s")
 @setting_option("max_slowdown")
 @setting_option("max_overtake_s")
+@setting_option("holdout")
 @setting_option("tenants")
 @setting_option("upstream_api_key_file")
 @setting_option("upstream_ca_file")

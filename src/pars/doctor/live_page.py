@@ -8,6 +8,7 @@ from typing import Any
 from pars.doctor.metrics_page import MetricsPage
 from pars.doctor.probe import key_header
 from pars.errors import ParsError
+from pars.outcomes.switchback import NTPOT
 from pars.serving.answer import UpstreamError
 from pars.serving.control import CTL_PATH
 from pars.serving.pages import METRICS_PATH, NOW_PATH, SERVER_NAME
@@ -78,7 +79,14 @@ def lines_of(now: Now) -> list[str]:
     if held := now.get("held"):
         slots = held["slots"] or "unknown"
         lines.append(f"  held here {held['num_waiting']}; slots {slots}, by {held['slots_by']}")
-    lines += ["", *_gain(worth), "", *_minutes(worth["minutes"]), ""]
+    lines += [
+        "",
+        *_gain(worth),
+        *_held_out(worth.get("holdout")),
+        "",
+        *_minutes(worth["minutes"]),
+        "",
+    ]
     if learning := now.get("learning"):
         lines.append(f"  {_learned(learning)}")
     lines += _tenants(now.get("tenants") or [])
@@ -108,6 +116,18 @@ def _gain(worth: dict[str, Any]) -> list[str]:
         lines.append(f"    {title:<28}{ours:>12}{theirs:>14}")
     ratios = f"time per token by {gain['ntpot_ratio']:.0%}, the wait by {gain['wait_ratio']:.0%}"
     return [*lines, f"  shorter: {ratios}"]
+
+
+def _held_out(holdout: dict[str, Any] | None) -> list[str]:
+    """What the order is worth beside the windows that are held out; nothing where none are."""
+    if holdout is None:
+        return []
+    where = f"held out, {holdout['share']:.1%} of the time"
+    it = next((it for it in holdout["effects"] if it["measure"] == NTPOT), None)
+    if it is None or not it["is_enough"]:
+        return [f"  {where}: not enough windows yet"]
+    told = f"in order {it['ratio']:.0%} less time per token [{it['low']:.0%}, {it['high']:.0%}]"
+    return [f"  {where}: {told}, {it['num_blocks']} blocks"]
 
 
 def _minutes(minutes: list[dict[str, Any] | None]) -> list[str]:

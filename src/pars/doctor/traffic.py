@@ -11,6 +11,7 @@ from pars.doctor.engine import Seen
 from pars.doctor.findings import OK, PROBLEM, UNKNOWN, Finding
 from pars.doctor.metrics_page import PREEMPTIONS, QUEUE_TIME, WAITING, MetricsPage
 from pars.outcomes.metrics import FAILED_OPEN
+from pars.outcomes.switchback import FEWEST_BLOCKS
 from pars.ranking.intervals import Estimate
 
 DECISIONS = "pars_decisions_total"
@@ -39,7 +40,8 @@ REMEDIES = {
 
 def traffic_findings(seen: Seen) -> list[Finding]:
     """A finding for each question that the endpoint's metrics answer."""
-    return [_decisions(seen), _queue(seen), *_queues(seen), *_preemptions(seen), *_worth(seen)]
+    found = [_decisions(seen), _queue(seen), *_queues(seen), *_preemptions(seen)]
+    return found + _worth(seen) + _holdout(seen)
 
 
 def _worth(seen: Seen) -> list[Finding]:
@@ -66,6 +68,29 @@ def _worth(seen: Seen) -> list[Finding]:
         change = "several gateways before one engine need PARS_SHARED_ENGINE=1"
         return [Finding("worth", PROBLEM, told, change, numbers)]
     return [Finding("worth", OK, told, "", numbers)]
+
+
+def _holdout(seen: Seen) -> list[Finding]:
+    """What the order is worth beside held-out windows; nothing where none are held out."""
+    page, name = seen.last, "pars_holdout_gain_ratio"
+    told_by = (name, f"{name}_low", f"{name}_high", "pars_holdout_blocks")
+    gain, low, high, num_blocks = (page.total(it) for it in told_by)
+    if gain is None or low is None or high is None or num_blocks is None:
+        return []
+    numbers: dict[str, Any] = {"blocks": num_blocks}
+    if num_blocks < FEWEST_BLOCKS:
+        told = f"{num_blocks:.0f} blocks of windows are over; {FEWEST_BLOCKS} are needed"
+        return [Finding("holdout", UNKNOWN, told, "look again later", numbers)]
+    numbers |= {"gain_ratio": Estimate(gain, low, high).as_json()}
+    told = f"time per output token {abs(gain):.0%} {'LONGER' if gain < 0 else 'shorter'} in order"
+    told += f" than in held-out windows [{low:.0%}, {high:.0%}], {num_blocks:.0f} blocks"
+    if high < 0:
+        change = "pars ctl URL policy fcfs until it is understood; see ranker and scheduling"
+        return [Finding("holdout", PROBLEM, told, change, numbers)]
+    if low <= 0:
+        change = "look again later: more blocks narrow the interval, which holds 0"
+        return [Finding("holdout", UNKNOWN, told, change, numbers)]
+    return [Finding("holdout", OK, told, "", numbers)]
 
 
 def _decisions(seen: Seen) -> Finding:

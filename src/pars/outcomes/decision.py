@@ -30,6 +30,7 @@ class Decision:
         shadow_key: Its key, were the policy not only thought of; None: it is in force.
         tenant: Whose request it is; None: there are no tenants.
         standing: Its place in every form that an engine or a router may want; None: the priority.
+        arm: Of a holdout: in order, or first come, first served; None: it has no part in one.
         guess: What the ranker that learns expected of the answer; None: none does.
     """
 
@@ -45,6 +46,7 @@ class Decision:
     shadow_key: int | None = None
     tenant: str | None = None
     standing: Standing | None = None
+    arm: str | None = None
     guess: Guess | None = None
 
     def true_work(self, outcome: Outcome) -> float:

@@ -13,6 +13,11 @@ MOST_MODELS = 32  # with a label of their own; clients write what they like
 OTHER_MODELS = "other"
 
 
+def expected_label(tokens: float | None) -> str:
+    """The name of the lengths among which an expected one is; None: nothing was expected."""
+    return "unknown" if tokens is None else next(name for most, name in EXPECTED if tokens <= most)
+
+
 class WorthMetrics:
     """What requests waited and took, and what the order was worth to them; one per registry."""
 
@@ -92,9 +97,7 @@ class WorthMetrics:
     ) -> None:
         """A request ended; `wait_s` None: not known; `request_id` is shown as an exemplar."""
         shown = {"request_id": request_id[:64]} if request_id else None
-        expected = "unknown"
-        if expected_tokens is not None:
-            expected = next(name for most, name in EXPECTED if expected_tokens <= most)
+        expected = expected_label(expected_tokens)
         if wait_s is not None:
             self._wait.labels(class_, expected).observe(wait_s, shown)
         self._e2e.labels(class_, expected).observe(e2e_s, shown)

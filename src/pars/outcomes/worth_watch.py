@@ -11,9 +11,10 @@ from typing import Any
 
 from pars.errors import one_line
 from pars.outcomes.decision import Decision
+from pars.outcomes.holdout import HoldoutWatch
 from pars.outcomes.queue_order import tells_wait
 from pars.outcomes.records import Outcome
-from pars.outcomes.worth import Compared, Gain, Worth
+from pars.outcomes.worth import Compared, Gain, Seen, Worth
 from pars.outcomes.worth_metrics import WorthMetrics
 from pars.scheduling.policies.max_slowdown import BUCKET_S
 
@@ -48,6 +49,7 @@ class WorthWatch:
     Args:
         max_slowdown: The bound that is promised at this moment.
         tau_b: Of the predictions by now; nan: not known.
+        holdout: Compares windows that are held out; None: none are.
 
     Attributes:
         gain: Of the last hour, at the last look; None: nothing is known.
@@ -60,9 +62,11 @@ class WorthWatch:
         max_slowdown: Callable[[], float] = lambda: math.inf,
         *,
         tau_b: Callable[[], float] = lambda: math.nan,
+        holdout: HoldoutWatch | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.worth = Worth(clock)
+        self._worth = Worth(clock)
+        self._holdout = holdout
         self.gain: Gain | None = None
         self.shadow_gain: Gain | None = None
         self._metrics = metrics
@@ -71,9 +75,17 @@ class WorthWatch:
         self._clock = clock
         self._minutes: dict[int, Minute] = {}
 
+    def arrived(self, decision: Decision) -> None:
+        """A request goes on to the engine."""
+        self._worth.arrived(decision)
+
+    def began(self, decision: Decision) -> None:
+        """The engine begins to answer it."""
+        self._worth.began(decision)
+
     def ended(self, decision: Decision, outcome: Outcome) -> None:
         """A request ended."""
-        self.worth.ended(decision, outcome)
+        self._worth.ended(decision, outcome)
         wait_s = outcome.wait_s
         if outcome.is_answered and wait_s is not None:
             self._metrics.ended(
@@ -85,21 +97,22 @@ class WorthWatch:
                 tokens=outcome.answer_tokens or 0,
                 request_id=decision.request_id,
             )
+            if self._holdout is not None:
+                self._holdout.ended(decision, outcome)
 
     async def keep_looking(self, every_s: float = LOOK_EVERY_S) -> None:
         """Look every so often, in a thread, until cancelled."""
         while True:
             await asyncio.sleep(every_s)
             try:
-                seen = await asyncio.to_thread(self.worth.look)
-                self.gain, self.shadow_gain = seen.gain, seen.shadow_gain
-                self.take(seen.new)
+                self.take(await asyncio.to_thread(self._worth.look))
             except Exception as error:  # a figure is missing, and no request
                 log.warning("what the order is worth is not known: %s", one_line(error))
 
-    def take(self, new: list[Compared]) -> None:
+    def take(self, seen: Seen) -> None:
         """Show what became known."""
-        for it in new:
+        self.gain, self.shadow_gain = seen.gain, seen.shadow_gain
+        for it in seen.new:
             longest_s = self._max_slowdown() * (it.fcfs_wait_s + 2 * BUCKET_S)
             self._metrics.compared(
                 _class_of(it.passed.is_express),
@@ -114,7 +127,9 @@ class WorthWatch:
         gain = self.gain
         ratios = (math.nan, math.nan) if gain is None else (gain.ntpot_ratio, gain.wait_ratio)
         self._metrics.show(*ratios)
-        self._metrics.queue(self.worth.num_waiting, self.worth.longest_waiting_s)
+        self._metrics.queue(self._worth.num_waiting, self._worth.longest_waiting_s)
+        if self._holdout is not None:
+            self._holdout.look()
 
     def as_json(self) -> dict[str, Any]:
         """For the page: the gain, who waits now, and the last hour by minutes, oldest first."""
@@ -123,9 +138,10 @@ class WorthWatch:
         return {
             "gain": None if self.gain is None else self.gain.as_json(),
             "shadow_gain": None if self.shadow_gain is None else self.shadow_gain.as_json(),
-            "num_waiting": self.worth.num_waiting,
-            "num_running": self.worth.num_running,
-            "longest_waiting_s": self.worth.longest_waiting_s,
+            "holdout": None if self._holdout is None else self._holdout.as_json(),
+            "num_waiting": self._worth.num_waiting,
+            "num_running": self._worth.num_running,
+            "longest_waiting_s": self._worth.longest_waiting_s,
             "minutes": [None if it is None else asdict(it) for it in minutes],
         }
 

@@ -119,6 +119,7 @@ class Decider:
             policy=placed.policy,
             shadow_key=placed.shadow_key,
             tenant=tenant,
+            arm=placed.arm,
             standing=self._standing(engine, placed.priority, asked, prediction, demand, arrival_s),
             guess=prediction.guess,
         )

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 
 from pars.outcomes.decision import DECISION, Decision
+from pars.outcomes.holdout import watch_of
 from pars.outcomes.metrics import OutcomeMetrics, ServeMetrics
 from pars.outcomes.queue_order import OrderJudge
 from pars.outcomes.recorder import Recorder
@@ -107,6 +108,7 @@ class PriorityMiddleware:
             WorthMetrics(self.metrics.registry),
             lambda: self.placing.max_slowdown,
             tau_b=lambda: self.predictor.tau_b,
+            holdout=watch_of(settings.holdout_schedule(), self.metrics.registry, clock),
             clock=clock,
         )
         self.tenants: TenantWatch | None = None
@@ -187,7 +189,7 @@ class PriorityMiddleware:
                 checks_keys=bool(self.settings.client_keys),
             )
         app = partial(self._recorder.follow, app, decision)
-        self.worth.worth.arrived(decision)
+        self.worth.arrived(decision)
         self._show_tenant(decision)
         try:
             num_bytes = body.num_bytes
@@ -238,7 +240,7 @@ class PriorityMiddleware:
     def _began(self, decision: Decision) -> None:
         """The engine begins to answer."""
         self.placing.began(decision)
-        self.worth.worth.began(decision)
+        self.worth.began(decision)
         self._show_tenant(decision)
 
     def _ended(self, decision: Decision, outcome: Outcome) -> None:

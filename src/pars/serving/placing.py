@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+from pars.outcomes import holdout
 from pars.outcomes.decision import Decision
 from pars.outcomes.metrics import ServeMetrics
 from pars.outcomes.records import Outcome
@@ -25,12 +26,14 @@ class Placed(NamedTuple):
         place: None: by nobody's policy.
         policy: Whose place that is.
         shadow_key: What it would have had as a key, were its policy not only thought of.
+        arm: Of the holdout; None: there is none, or the request has no part in it.
     """
 
     priority: int
     place: Place | None = None
     policy: Policy | None = None
     shadow_key: int | None = None
+    arm: str | None = None
 
 
 class Placing:
@@ -47,6 +50,7 @@ class Placing:
         self._metrics = metrics
         self._clock = clock
         self._arrival = FCFS(bits=settings.priority_bits)
+        self._holdout = settings.holdout_schedule()
         self.go_by(settings.policy())
 
     def go_by(self, policy: Policy, *, is_shadow: bool = False) -> None:
@@ -98,8 +102,9 @@ class Placing:
         """The request's priority as the engine takes it, and its place by the policy."""
         if wish.priority is not None:
             return Placed(min(max(wish.priority, -(2**63)), 2**63 - 1))
-        scale = prediction.scale
-        if not prediction.is_ordered:  # the same for all: first come, first served
+        scale, arm = prediction.scale, self._arm(arrival_s)
+        is_ordered = prediction.is_ordered and arm != holdout.FCFS
+        if not is_ordered:  # the same for all: first come, first served
             demand = demand._replace(cost=scale.neutral_tokens)
         self._metrics.cost_tokens.observe(demand.cost)
         policy = self._policy.for_tenant(tenant)
@@ -109,7 +114,7 @@ class Placing:
             arrival_s,
             long_tokens=scale.long_tokens,
             offset_s=wish.offset_s,
-            is_ordered=prediction.is_ordered,
+            is_ordered=is_ordered,
         )
         if (bucket_ratio := policy.bucket_ratio) is not None:
             self._metrics.place(is_express=bool(place.is_express), bucket_ratio=bucket_ratio)
@@ -117,7 +122,13 @@ class Placing:
         if self._is_shadow:
             shadow_key = key
             key = self._arrival.place(demand, arrival_s, offset_s=wish.offset_s).key
-        return Placed(-key if engine.larger_first else key, place, policy, shadow_key)
+        return Placed(-key if engine.larger_first else key, place, policy, shadow_key, arm)
+
+    def _arm(self, arrival_s: float) -> str | None:
+        """The holdout's; None: there is none, or nothing is in order that could be held out."""
+        if self._holdout is None or self._is_shadow or isinstance(self._policy, FCFS):
+            return None
+        return self._holdout.arm(arrival_s)
 
     def began(self, decision: Decision) -> None:
         """The engine begins to answer."""

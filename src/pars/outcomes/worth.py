@@ -154,6 +154,12 @@ class Worth:
         arrivals_s = [it.arrival_s for it in self._open.values() if math.isinf(it.begin_s)]
         return max(0.0, self._clock() - min(arrivals_s)) if arrivals_s else 0.0
 
+    def num_passed(self, decision: Decision) -> int:
+        """Requests that came before it and wait still."""
+        came_s = decision.outcome.arrival_s
+        passed = (it.arrival_s < came_s and math.isinf(it.begin_s) for it in self._open.values())
+        return sum(passed)
+
     def arrived(self, decision: Decision) -> None:
         """A request goes on to the engine."""
         if len(self._open) >= MOST_REQUESTS:

@@ -18,6 +18,11 @@ def expected_label(tokens: float | None) -> str:
     return "unknown" if tokens is None else next(name for most, name in EXPECTED if tokens <= most)
 
 
+def class_label(is_express: bool | None) -> str:
+    """The name of a request's class; None: its policy has none."""
+    return "none" if is_express is None else "express" if is_express else "ordinary"
+
+
 class WorthMetrics:
     """What requests waited and took, and what the order was worth to them; one per registry."""
 

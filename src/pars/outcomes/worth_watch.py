@@ -14,8 +14,9 @@ from pars.outcomes.decision import Decision
 from pars.outcomes.holdout import HoldoutWatch
 from pars.outcomes.queue_order import tells_wait
 from pars.outcomes.records import Outcome
+from pars.outcomes.spans import Spans
 from pars.outcomes.worth import Compared, Gain, Seen, Worth
-from pars.outcomes.worth_metrics import WorthMetrics
+from pars.outcomes.worth_metrics import WorthMetrics, class_label
 from pars.scheduling.policies.max_slowdown import BUCKET_S
 
 log = logging.getLogger("vllm.pars" if "vllm" in sys.modules else "pars")  # vLLM shows its own
@@ -50,6 +51,7 @@ class WorthWatch:
         max_slowdown: The bound that is promised at this moment.
         tau_b: Of the predictions by now; nan: not known.
         holdout: Compares windows that are held out; None: none are.
+        spans: Hear of each request too; None: nobody asked.
 
     Attributes:
         gain: Of the last hour, at the last look; None: nothing is known.
@@ -63,10 +65,12 @@ class WorthWatch:
         *,
         tau_b: Callable[[], float] = lambda: math.nan,
         holdout: HoldoutWatch | None = None,
+        spans: Spans | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._worth = Worth(clock)
         self._holdout = holdout
+        self._spans = spans
         self.gain: Gain | None = None
         self.shadow_gain: Gain | None = None
         self._metrics = metrics
@@ -78,18 +82,25 @@ class WorthWatch:
     def arrived(self, decision: Decision) -> None:
         """A request goes on to the engine."""
         self._worth.arrived(decision)
+        if self._spans is not None:
+            self._spans.arrived(decision)
 
     def began(self, decision: Decision) -> None:
         """The engine begins to answer it."""
         self._worth.began(decision)
+        if self._spans is not None:
+            wait_s = time.perf_counter() - decision.began_s
+            self._spans.began(decision, wait_s, self._worth.num_passed(decision))
 
     def ended(self, decision: Decision, outcome: Outcome) -> None:
         """A request ended."""
         self._worth.ended(decision, outcome)
+        if self._spans is not None:
+            self._spans.ended(decision, outcome)
         wait_s = outcome.wait_s
         if outcome.is_answered and wait_s is not None:
             self._metrics.ended(
-                _class_of(None if decision.place is None else decision.place.is_express),
+                class_label(None if decision.place is None else decision.place.is_express),
                 outcome.expected_tokens,
                 outcome.model or "",
                 wait_s=wait_s if tells_wait(outcome) else None,
@@ -115,7 +126,7 @@ class WorthWatch:
         for it in seen.new:
             longest_s = self._max_slowdown() * (it.fcfs_wait_s + 2 * BUCKET_S)
             self._metrics.compared(
-                _class_of(it.passed.is_express),
+                class_label(it.passed.is_express),
                 it.wait_s,
                 it.fcfs_wait_s,
                 is_exceeded=it.wait_s > longest_s,
@@ -165,7 +176,3 @@ class WorthWatch:
 
     def _first_minute(self) -> int:
         return int(self._clock() // 60) - NUM_MINUTES + 1
-
-
-def _class_of(is_express: bool | None) -> str:
-    return "none" if is_express is None else "express" if is_express else "ordinary"

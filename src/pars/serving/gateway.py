@@ -12,6 +12,7 @@ Every path and method passes, but for the gateway's own pages under `/pars/` (`p
 import asyncio
 import hmac
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import nullcontext
 
 from prometheus_client import CollectorRegistry
 
@@ -114,7 +115,9 @@ class Gateway:
         else:
             # Before the middleware adds its own, which no client may name in Connection.
             passing = {**scope, "headers": end_to_end(scope["headers"])}
-            await _until_shutdown(self.middleware, passing, receive, send)
+            spans = self.middleware.spans
+            with nullcontext() if spans is None else spans.around(scope["headers"]):
+                await _until_shutdown(self.middleware, passing, receive, send)
 
     def _holds(self) -> bool:
         """Whether requests wait here, and not at the engine; before several, always."""

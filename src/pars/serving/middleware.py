@@ -24,6 +24,7 @@ from pars.outcomes.metrics import OutcomeMetrics, ServeMetrics
 from pars.outcomes.queue_order import OrderJudge
 from pars.outcomes.recorder import Recorder
 from pars.outcomes.records import Outcome
+from pars.outcomes.spans import Spans
 from pars.outcomes.tenant_watch import TenantMetrics, TenantWatch
 from pars.outcomes.worth_metrics import WorthMetrics
 from pars.outcomes.worth_watch import WorthWatch
@@ -69,6 +70,7 @@ class PriorityMiddleware:
         predictor: Who says how long answers will be.
         placing: Who gives them their places.
         worth: What the order is worth to the requests.
+        spans: Hear of each request; None: nobody asked.
         tenants: What each tenant gets; None: there are no tenants.
         holds: Whether what stands behind goes by `Decision.outcome.key`, whatever the engine takes.
         byte_budget: Body bytes held by all requests together.
@@ -104,11 +106,13 @@ class PriorityMiddleware:
         self.byte_budget = ByteBudget(settings.max_buffered_bytes)
         self._kept_budget = ByteBudget(settings.max_buffered_bytes)  # of bodies at the engine
         self.placing = Placing(settings, self.metrics, clock)
+        self.spans = Spans() if settings.otel else None
         self.worth = WorthWatch(
             WorthMetrics(self.metrics.registry),
             lambda: self.placing.max_slowdown,
             tau_b=lambda: self.predictor.tau_b,
             holdout=watch_of(settings.holdout_schedule(), self.metrics.registry, clock),
+            spans=self.spans,
             clock=clock,
         )
         self.tenants: TenantWatch | None = None
@@ -277,19 +281,8 @@ class PriorityMiddleware:
         if policy is None:  # it is seen from who begins when
             upkeep.append(self.order.keep_judging())
         else:
-            self._tell_policy(policy)
+            self.order.told(policy)
         self._upkeep = [asyncio.create_task(work) for work in upkeep]
-
-    def _tell_policy(self, policy: str) -> None:
-        self.metrics.priority_scheduling.set(policy == "priority")
-        if policy == "priority":
-            log.info("vLLM schedules by priority; it is set by %s", self.known.engine.name)
-        else:
-            log.error(
-                "vLLM runs with --scheduling-policy %s and IGNORES every priority: requests are"
-                " scored for nothing. Restart it with --scheduling-policy priority.",
-                policy,
-            )
 
     async def _stop(self) -> None:
         for task in self._upkeep:

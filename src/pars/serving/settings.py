@@ -272,6 +272,10 @@ class Settings:
         " vLLM its own logging counts",
         choices=("text", "json"),
     )
+    otel: bool = _setting(
+        False,
+        "1: say on OpenTelemetry's spans what was expected of a request, its class and its wait",
+    )
     drift: bool = _setting(True, "0: do not compare the ranker with the answers")
     drift_limit: float = _setting(
         0.0,

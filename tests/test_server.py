@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pars.errors import MissingExtra, ParsError, RankerError
-from pars.score_service.endpoint import Limits
+from pars.score_service.endpoint import MOST_PROBLEMS, Limits
 from pars.score_service.server import create_app, scorer_from
 
 from serving import GatedScorer, LengthScorer, eventually, serve_in_thread
@@ -153,7 +153,7 @@ def test_ten_thousand_prompts_in_one_call(client: TestClient):
         ("/score", b"{'prompt'}", ["body", 1], "JSON decode error: Expecting property name"),
         ("/score", b'{"prompt": "\xff"}', ["body"], "JSON decode error: invalid start byte"),
         ("/score", b"9" * 5000, ["body"], "JSON decode error: a number is too long"),
-        ("/score", b"[" * 200_000, ["body"], "JSON decode error: nested too deeply"),
+        ("/score", b"[" * 30_000, ["body"], "JSON decode error: nested too deeply"),
         ("/score_batch", b'{"prompts": "a"}', ["body", "prompts"], "Input should be a valid list"),
         (
             "/score_batch",
@@ -180,6 +180,53 @@ def test_wrong_input_names_its_place(
     [detail] = reply.json()["detail"]
     assert place == detail["loc"]
     assert detail["msg"].startswith(problem)
+
+
+@pytest.mark.parametrize(
+    "items", [b"[]," * 5_000_000 + b"[]", b"5," * 7_000_000 + b"5", b"[" * 7_000_000]
+)
+def test_a_flood_of_wrong_items_is_refused_at_the_first_of_them(client: TestClient, items: bytes):
+    """Nothing is built of the others, whatever they are, and the answer names the one."""
+    reply = client.post("/score_batch", content=b'{"prompts": [%s]}' % items)
+
+    assert reply.status_code == 422
+    [detail] = reply.json()["detail"]
+    assert detail["msg"].startswith("Expected `str`, got `")
+    assert detail["msg"].endswith("at `$.prompts[0]`")
+
+
+def test_an_answer_names_no_more_than_the_first_faults(client: TestClient):
+    """Ten thousand wrong items are as many bytes of request, and no megabyte of answer."""
+    reply = client.post("/score_batch", content=b'{"prompts": [%s5]}' % (b"5," * 10_000))
+
+    assert reply.status_code == 422
+    assert [it["loc"][-1] for it in reply.json()["detail"]] == list(range(MOST_PROBLEMS))
+
+
+@pytest.mark.parametrize("odd", ["\\ud800", "x"])
+def test_a_large_body_is_scored_as_a_small_one(client: TestClient, odd: str):
+    """Also one with what only Python's parser takes, and fields that nobody looks at."""
+    body = '{"more": [[], {}], "prompt": "' + odd + "x" * 100_000 + '"}'
+    reply = client.post("/score", content=body)
+
+    assert reply.json()["score"] == 100_001
+
+
+def test_bodies_of_all_calls_are_bounded_and_the_oldest_upload_gives_way():
+    """So that whoever sends slowly takes no room from who sends now."""
+    limits = Limits(max_body_bytes=1000, max_buffered_bytes=1500)
+    app = create_app(LengthScorer(), limits=limits)
+    body = b'{"prompt": "%s"}' % (b"x" * 900)
+    head = b"POST /score HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body)
+    with serve_in_thread(app) as url, connected(url) as slow, connected(url) as quick:
+        slow.sendall(head + body[:800])
+        for _ in range(2):  # the slow one's bytes are there by the second at the latest
+            quick.sendall(head + body)
+            assert read_reply(quick)[0] == 200
+        status, detail = read_reply(slow)
+
+    assert status == 503
+    assert detail == {"detail": "1500 bytes of calls are held, as many as may"}
 
 
 def test_duplicate_key_last_one_counts(client: TestClient):
@@ -216,6 +263,8 @@ def test_limits_must_agree():
         Limits(max_prompts_per_call=10, max_queued_prompts=9)
     with pytest.raises(ParsError, match="at least 1"):
         Limits(max_body_bytes=0)
+    with pytest.raises(ParsError, match="could never be held"):
+        Limits(max_body_bytes=10, max_buffered_bytes=9)
 
 
 def test_declared_length_beyond_the_bound_is_refused_unread():

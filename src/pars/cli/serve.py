@@ -85,6 +85,13 @@ def setting_option(name: str) -> Callable[[Any], Any]:
     help="Size of one request's body; more is refused with 413.",
 )
 @click.option(
+    "--max-buffered-bytes",
+    type=at_least_one,
+    default=64 << 20,
+    show_default=True,
+    help="Bodies of all calls held at once; beyond it the oldest upload is refused with 503.",
+)
+@click.option(
     "--num-threads",
     type=at_least_one,
     help="Threads of one forward pass.  [default: one a core, up to 4; 1 for lite]",
@@ -97,6 +104,7 @@ def serve(
     max_queued_prompts: int,
     max_prompts_per_call: int,
     max_body_bytes: int,
+    max_buffered_bytes: int,
     num_threads: int | None,
     log_format: str | None,
 ) -> None:
@@ -113,6 +121,7 @@ def serve(
         max_queued_prompts=max_queued_prompts,
         max_prompts_per_call=max_prompts_per_call,
         max_body_bytes=max_body_bytes,
+        max_buffered_bytes=max_buffered_bytes,
     )
     log_format = log_format_of(log_format)
     say = set_up_logs(log_format)

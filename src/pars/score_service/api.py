@@ -1,14 +1,16 @@
 """
 The scoring endpoints as a contract: what each asks for, and what it answers.
 
-Field names and the choice of winner are those of PARS's own score service. The pydantic models
-check what comes in, word the errors and make the OpenAPI page, so that the three cannot differ.
+Field names and the choice of winner are those of PARS's own score service. msgspec's types read
+what comes in, in time and memory linear in its size. The pydantic models make the OpenAPI page,
+word the errors, and read what is JSON to Python only (lone surrogates, NaN).
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+import msgspec
 from pydantic import BaseModel, Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
@@ -81,6 +83,23 @@ class CompareBatchReply(BaseModel):
     results: list[CompareReply]
 
 
+class ScoreWire(msgspec.Struct):
+    prompt: str
+
+
+class ScoreBatchWire(msgspec.Struct):
+    prompts: list[str]
+
+
+class CompareWire(msgspec.Struct):
+    prompt_a: str
+    prompt_b: str
+
+
+class CompareBatchWire(msgspec.Struct):
+    pairs: list[CompareWire]
+
+
 class Problem(BaseModel):
     """The body of a 413, 500 or 503."""
 
@@ -89,15 +108,22 @@ class Problem(BaseModel):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """One endpoint: its models, the prompts in a request, and the reply to their scores."""
+    """
+    One endpoint: its models, the prompts in a request, and the reply to their scores.
+
+    Attributes:
+        wire: As a request is read; its fields are those of `request`.
+        list_field: The field that holds many; None: there is none.
+    """
 
     path: str
     summary: str
+    wire: type[msgspec.Struct]
     request: type[BaseModel]
     reply: type[BaseModel]
     prompts_of: Callable[[Any], list[str]]
     reply_to: Callable[[Any, list[float]], dict[str, Any]]
-    list_field: str | None = None  # the field that holds many
+    list_field: str | None = None
     prompts_an_item: int = 1
 
 
@@ -115,6 +141,7 @@ OPERATIONS = (
     Operation(
         path="/score",
         summary="Score one prompt",
+        wire=ScoreWire,
         request=ScoreRequest,
         reply=ScoreReply,
         prompts_of=lambda asked: [asked.prompt],
@@ -123,6 +150,7 @@ OPERATIONS = (
     Operation(
         path="/score_batch",
         summary="Score many prompts, in order",
+        wire=ScoreBatchWire,
         request=ScoreBatchRequest,
         reply=ScoreBatchReply,
         prompts_of=lambda asked: asked.prompts,
@@ -132,6 +160,7 @@ OPERATIONS = (
     Operation(
         path="/compare",
         summary="Say which of two prompts expects the longer answer",
+        wire=CompareWire,
         request=CompareRequest,
         reply=CompareReply,
         prompts_of=lambda asked: [asked.prompt_a, asked.prompt_b],
@@ -140,6 +169,7 @@ OPERATIONS = (
     Operation(
         path="/compare_batch",
         summary="Compare many pairs, in order",
+        wire=CompareBatchWire,
         request=CompareBatchRequest,
         reply=CompareBatchReply,
         prompts_of=lambda asked: [

@@ -10,33 +10,45 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from dataclasses import asdict, dataclass
+from typing import Any, NoReturn, TypeVar
 
+import msgspec
 from pydantic import ValidationError
 from starlette.types import Receive, Scope, Send
 
 from pars.errors import ParsError, one_line
 from pars.ranking.batching import Batcher, BatcherClosed, QueueFull
+from pars.request.body import ByteBudget, HeldBody
+from pars.request.fields import SMALL_BYTES, is_too_much
 from pars.score_service.api import Operation
 
 log = logging.getLogger("pars.score_service.server")
 
 Header = tuple[bytes, bytes]
+_A = TypeVar("_A")
+_T = TypeVar("_T")
 WATCH_AFTER_S = 0.01
+MOST_PROBLEMS = 16  # that one answer names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What one call, and all waiting calls together, may ask for."""
+    """What one call, and all calls together, may ask for."""
 
     max_queued_prompts: int = 32_768
     max_prompts_per_call: int = 16_384
     max_body_bytes: int = 16 << 20
+    max_buffered_bytes: int = 64 << 20
 
     def __post_init__(self) -> None:
-        if min(self.max_queued_prompts, self.max_prompts_per_call, self.max_body_bytes) < 1:
+        if min(asdict(self).values()) < 1:
             raise ParsError("every limit of the score service must be at least 1")
+        if self.max_body_bytes > self.max_buffered_bytes:
+            raise ParsError(
+                f"a body of {self.max_body_bytes} bytes could never be held:"
+                f" max_buffered_bytes is {self.max_buffered_bytes}"
+            )
         if self.max_prompts_per_call > self.max_queued_prompts:
             raise ParsError(
                 f"a call of {self.max_prompts_per_call} prompts could never be queued:"
@@ -55,13 +67,19 @@ RETRY_SOON: Header = (b"retry-after", b"1")
 
 
 class ScoreEndpoint:
-    """An ASGI app that answers one `Operation`. Nothing about a request is kept on it."""
+    """
+    An ASGI app that answers one `Operation`. Nothing about a request is kept on it.
+
+    Args:
+        budget: Of bytes of bodies, from their arrival until they are answered.
+    """
 
     def __init__(
         self,
         operation: Operation,
         batcher: Batcher[float],
         limits: Limits,
+        budget: ByteBudget,
         *,
         on_rejected: Callable[[], None],
         on_cancelled: Callable[[], None],
@@ -69,6 +87,7 @@ class ScoreEndpoint:
         self.operation = operation
         self.batcher = batcher
         self.limits = limits
+        self.budget = budget
         self.on_rejected = on_rejected
         self.on_cancelled = on_cancelled
 
@@ -78,20 +97,54 @@ class ScoreEndpoint:
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> int | None:
         """Answer, and return the status; None when the client left before there was one."""
         try:
-            body = await _read_body(scope, receive, self.limits.max_body_bytes)
-            if body is None:
-                return None
-            asked = self._parse(body)
-            scores = await self._score(self.operation.prompts_of(asked), receive)
-            if scores is None:
-                return None
-            await _send_json(send, 200, self.operation.reply_to(asked, scores))
-            return 200
+            with HeldBody(self.budget, self.limits.max_body_bytes) as body:
+                if not await self._take(body, scope, receive):
+                    return None
+                num_bytes = body.num_bytes
+                asked = await _beside_loop(num_bytes, self._parse, body.content())
+                body.replace(b"")  # what was read of it counts in its place
+                scores = await self._score(self.operation.prompts_of(asked), receive)
+                if scores is None:
+                    return None
+                reply = self.operation.reply_to(asked, scores)
+                await _send(send, 200, await _beside_loop(num_bytes, _encoded, reply))
+                return 200
         except Refusal as refusal:
-            await _send_json(send, refusal.status, {"detail": refusal.detail}, *refusal.headers)
+            detail = _encoded({"detail": refusal.detail})
+            await _send(send, refusal.status, detail, *refusal.headers)
             return refusal.status
 
+    async def _take(self, body: HeldBody, scope: Scope, receive: Receive) -> bool:
+        """Read the body; False: the client left. Too large a one is refused as soon as it is."""
+        max_bytes = self.limits.max_body_bytes
+        too_large = Refusal(413, f"the body is larger than {max_bytes} bytes")
+        declared = dict(scope["headers"]).get(b"content-length", b"0")
+        if declared.isdigit() and int(declared) > max_bytes:
+            raise too_large
+        await body.take(receive)
+        if body.outcome == "too_large":
+            raise too_large
+        if body.outcome == "buffers_full":
+            self.on_rejected()
+            told = f"{self.limits.max_buffered_bytes} bytes of calls are held, as many as may"
+            raise Refusal(503, told, RETRY_SOON)
+        return body.outcome is None
+
     def _parse(self, body: bytes) -> Any:
+        """What a body asks for; a large one's first fault is told as msgspec words it."""
+        try:
+            asked = msgspec.json.decode(body, type=self.operation.wire)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            is_wrong = isinstance(error, msgspec.ValidationError)
+            if len(body) > SMALL_BYTES and (is_wrong or is_too_much(body)):
+                _refuse("json_invalid", [], one_line(error))
+            return self._parse_slowly(body)
+        if self.operation.list_field is not None:
+            self._check_count(getattr(asked, self.operation.list_field))
+        return asked
+
+    def _parse_slowly(self, body: bytes) -> Any:
+        """The same by Python's parser and pydantic, which take more and word faults well."""
         if not body:
             _refuse("missing", [], "Field required")
         try:
@@ -103,24 +156,25 @@ class ScoreEndpoint:
         except ValueError as error:  # not UTF-8, or a number of thousands of digits
             reason = getattr(error, "reason", "a number is too long")
             _refuse("json_invalid", [], f"JSON decode error: {reason}")
-        self._check_count(value)
+        self._check_count(value.get(self.operation.list_field) if isinstance(value, dict) else None)
         try:
             return self.operation.request.model_validate(value, from_attributes=True)
         except ValidationError as error:
             problems = error.errors(include_url=False, include_input=False, include_context=False)
-            detail = [{**problem, "loc": ["body", *problem["loc"]]} for problem in problems]
+            detail = [
+                {**problem, "loc": ["body", *problem["loc"]]}
+                for problem in problems[:MOST_PROBLEMS]
+            ]
             raise Refusal(422, detail) from None
 
-    def _check_count(self, value: Any) -> None:
-        """Count before checking each item, so that a million wrong ones cost nothing."""
-        field = self.operation.list_field
-        items = value.get(field) if field and isinstance(value, dict) else None
+    def _check_count(self, items: Any) -> None:
+        """Count before anything is done with the items, so that a million cost nothing."""
         if not isinstance(items, list):
             return
         max_items = self.limits.max_prompts_per_call // self.operation.prompts_an_item
         if len(items) > max_items:
             problem = f"List should have at most {max_items} items, not {len(items)}"
-            _refuse("too_long", [field], problem)
+            _refuse("too_long", [self.operation.list_field], problem)
 
     async def _score(self, prompts: Sequence[str], receive: Receive) -> list[float] | None:
         """The scores, or None when the client left: what was not being scored yet is dropped."""
@@ -175,39 +229,29 @@ class _ClientWatch:
             self._task.cancel()
 
 
-async def _read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes | None:
-    """The whole body; None when the client left before its end; 413 as soon as it is too large."""
-    declared = dict(scope["headers"]).get(b"content-length", b"0")
-    too_large = Refusal(413, f"the body is larger than {max_bytes} bytes")
-    if declared.isdigit() and int(declared) > max_bytes:
-        raise too_large
-    chunks, num_bytes = [], 0
-    while True:
-        message = await receive()
-        if message["type"] != "http.request":
-            return None
-        chunks.append(chunk := message.get("body", b""))
-        num_bytes += len(chunk)
-        if num_bytes > max_bytes:
-            raise too_large
-        if not message.get("more_body", False):
-            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-
-
 def _refuse(kind: str, place: list[Any], problem: str) -> NoReturn:
     """Raise a 422 in FastAPI's own form."""
     raise Refusal(422, [{"type": kind, "loc": ["body", *place], "msg": problem}])
 
 
-_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _encode_ascii = json.JSONEncoder(ensure_ascii=True, separators=(",", ":")).encode
 
 
-async def _send_json(send: Send, status: int, value: dict[str, Any], *headers: Header) -> None:
+def _encoded(value: dict[str, Any]) -> bytes:
     try:
-        body = _encode(value).encode()
+        return msgspec.json.encode(value)
     except UnicodeEncodeError:  # a lone surrogate, which only an escape can carry
-        body = _encode_ascii(value).encode()
+        return _encode_ascii(value).encode()
+
+
+async def _beside_loop(num_bytes: int, do: Callable[[_A], _T], argument: _A) -> _T:
+    """`do` beside the event loop if that takes milliseconds, so that nobody else waits for it."""
+    if num_bytes <= SMALL_BYTES:
+        return do(argument)
+    return await asyncio.to_thread(do, argument)
+
+
+async def _send(send: Send, status: int, body: bytes, *headers: Header) -> None:
     all_headers = [
         (b"content-type", b"application/json"),
         (b"content-length", b"%d" % len(body)),

@@ -28,6 +28,7 @@ from pars.errors import MissingExtra, RankerError
 from pars.ranking.batching import Batcher, finite_scores
 from pars.ranking.ranker import Ranker, Scorer, bundled_ranker
 from pars.ranking.scorers import is_object_name, load_for_serving
+from pars.request.body import ByteBudget
 from pars.score_service.api import OPERATIONS, Problem
 from pars.score_service.endpoint import Limits, ScoreEndpoint
 from pars.score_service.metrics import ScoreMetrics
@@ -67,11 +68,13 @@ def create_app(scorer: Scorer | None = None, *, limits: Limits | None = None) ->
     app = FastAPI(
         title="pars score service", version=__version__, description=DESCRIPTION, lifespan=lifespan
     )
+    budget = ByteBudget(limits.max_buffered_bytes)
     endpoints = {
         operation.path: ScoreEndpoint(
             operation,
             batcher,
             limits,
+            budget,
             on_rejected=metrics.rejected.inc,
             on_cancelled=metrics.cancelled.inc,
         )

@@ -616,6 +616,18 @@ def test_an_odd_accept_field_gets_the_metrics_all_the_same(tmp_path: Path) -> No
         assert httpx.get(f"{url}/pars/metrics", headers=odd).status_code == 200
 
 
+@pytest.mark.parametrize("kind", ["text/plain", "application/openmetrics-text; version=1.0.0"])
+def test_metrics_come_without_their_times_of_creation(tmp_path: Path, kind: str) -> None:
+    """A series more for each counter and histogram, of which nobody makes anything."""
+    with FakeEngine().served() as up, gateway_to(up, tmp_path) as (url, _):
+        httpx.post(url + COMPLETIONS, json={"prompt": "x"})
+        page = httpx.get(f"{url}/pars/metrics", headers={"accept": kind}).text
+
+    assert 'pars_decisions_total{outcome="scored"} 1.0' in page
+    assert "pars_decision_seconds_count 1.0" in page
+    assert "_created" not in page
+
+
 def test_shutdown_lets_streams_finish(tmp_path: Path) -> None:
     """A stream that runs when the gateway is told to stop arrives whole."""
     release = threading.Event()

@@ -396,6 +396,7 @@ def test_metrics_count_what_happened(client: TestClient):
         "pars_queued_prompts 0.0",
     ):
         assert line in text.splitlines()
+    assert "_created" not in text
 
 
 def test_two_apps_share_nothing():

@@ -1,8 +1,9 @@
 """What the middleware counts, as Prometheus metrics; inside vLLM they appear on its /metrics."""
 
 import math
+from collections.abc import Iterator
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, Metric
 
 from pars.outcomes.answers import KNOWN, UNKNOWN
 from pars.ranking.intervals import Estimate
@@ -26,6 +27,24 @@ FAILED_OPEN = (
 )
 DECISION_BUCKETS_S = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 1.0)
 TOKEN_BUCKETS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 16384)
+
+
+class Exposed:
+    """
+    A registry as a page shows it: without a `_created` series beside each counter and histogram.
+
+    Prometheus makes nothing of them, and they are a third of the page. prometheus_client's own
+    switch is the whole process's, which may be another's.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    def collect(self) -> Iterator[Metric]:
+        """Each family of metrics."""
+        for family in self._registry.collect():
+            family.samples = [it for it in family.samples if not it.name.endswith("_created")]
+            yield family
 
 
 class ServeMetrics:

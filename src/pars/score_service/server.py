@@ -25,6 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pars import __version__
 from pars.errors import MissingExtra, RankerError
+from pars.outcomes.metrics import Exposed
 from pars.ranking.batching import Batcher, finite_scores
 from pars.ranking.ranker import Ranker, Scorer, bundled_ranker
 from pars.ranking.scorers import is_object_name, load_for_serving
@@ -186,7 +187,7 @@ def _add_pages(app: FastAPI, facts: dict[str, Any], metrics: ScoreMetrics) -> No
 
     @app.get("/metrics", summary="Counters for Prometheus", response_class=Response)
     async def show_metrics() -> Response:
-        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(generate_latest(Exposed(metrics.registry)), media_type=CONTENT_TYPE_LATEST)
 
 
 class _ScoresFirst:

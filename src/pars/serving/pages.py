@@ -19,6 +19,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
+from pars.outcomes.metrics import Exposed
 from pars.request.body import Scope, Send
 from pars.serving.answer import UpstreamError
 from pars.serving.held.hold import Hold
@@ -84,7 +85,7 @@ class Pages:
         elif path == METRICS_PATH:
             accepted = dict(scope["headers"]).get(b"accept", b"").decode("latin-1")
             encode, kind = _encoder_for(accepted)
-            await send_bytes(send, 200, kind.encode(), encode(self._registry))
+            await send_bytes(send, 200, kind.encode(), encode(Exposed(self._registry)))
         elif path == HEALTH_PATH:
             status, report = await self._health_report()
             if not shows_key:

@@ -34,8 +34,16 @@ def board_queries() -> list[str]:
     return [target["expr"] for panel in board["panels"] for target in panel["targets"]]
 
 
-def known_metrics() -> set[str]:
-    gateway = Gateway(Upstream("http://127.0.0.1:1"), Settings(state="none"))
+def with_everything(folder: Path) -> dict[str, Any]:
+    """Settings under which a gateway has all its metrics: two tenants, and a holdout."""
+    file = folder / "tenants.toml"
+    file.write_text('header = "x-tenant"\n[tenants.one]\nweight = 3\n[tenants.two]\n')
+    bound = {"max_slowdown": 1.5, "max_overtake_s": float("-inf")}
+    return {**bound, "state": "none", "tenants": str(file), "holdout": "50%"}
+
+
+def known_metrics(folder: Path) -> set[str]:
+    gateway = Gateway(Upstream("http://127.0.0.1:1"), Settings(**with_everything(folder)))
     return {family.name for family in gateway.registry.collect()}
 
 
@@ -47,7 +55,7 @@ def asked_metrics(text: str) -> set[str]:
     }
 
 
-def test_alerts_and_board_ask_for_metrics_that_there_are() -> None:
+def test_alerts_and_board_ask_for_metrics_that_there_are(tmp_path: Path) -> None:
     """A renamed metric would leave an alert that never fires, and a panel that stays empty."""
     rules = "\n".join(
         line
@@ -55,7 +63,9 @@ def test_alerts_and_board_ask_for_metrics_that_there_are() -> None:
         if "action:" not in line
     )
 
-    assert asked_metrics(rules) | asked_metrics(" ".join(board_queries())) <= known_metrics()
+    assert asked_metrics(rules) | asked_metrics(" ".join(board_queries())) <= known_metrics(
+        tmp_path
+    )
 
 
 def test_the_board_is_what_its_script_makes() -> None:
@@ -116,8 +126,7 @@ def prometheus(folder: Path, target: str) -> Iterator[str]:
 def test_every_query_of_the_board_returns_data(tmp_path: Path) -> None:
     """From a real Prometheus that scrapes a gateway with a queue behind it."""
     assert shutil.which("prometheus"), "prometheus is missing: apt-get install prometheus"
-    settings = {"max_slowdown": 1.5, "max_overtake_s": float("-inf"), "state": "none"}
-    settings |= {"hold": "on", "slots": 2, "max_held": 60}
+    settings = with_everything(tmp_path) | {"hold": "on", "slots": 2, "max_held": 60}
     with (
         FakeEngine(num_slots=2, token_s=0.002).served() as engine,
         gateway_to(engine, tmp_path, settings=settings) as (
@@ -133,7 +142,9 @@ def test_every_query_of_the_board_returns_data(tmp_path: Path) -> None:
             while not stop.is_set():
                 body = {"prompt": "word " * (number + 1), "stream": True, "model": f"m{number % 3}"}
                 body["max_tokens"] = number + 1
-                httpx.post(f"{url}/v1/completions", json=body, timeout=60, trust_env=False)
+                named = {"x-tenant": ("one", "two", "nobody")[number % 3]}
+                to = f"{url}/v1/completions"
+                httpx.post(to, json=body, headers=named, timeout=60, trust_env=False)
 
         with ThreadPoolExecutor(64) as pool:
             for number in range(64):

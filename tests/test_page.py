@@ -26,7 +26,7 @@ def loaded(tmp_path: Path) -> Iterator[tuple[str, Gateway]]:
     """A gateway behind which an engine with one slot answered forty requests, long ones first."""
     with (
         FakeEngine(num_slots=1, token_s=0.001).served() as engine,
-        gateway_to(engine, tmp_path, settings={"state": "none"}) as (url, app),
+        gateway_to(engine, tmp_path, settings={"state": "none", "holdout": "5%"}) as (url, app),
     ):
 
         def ask(tokens: int) -> None:
@@ -120,6 +120,7 @@ def test_a_browser_shows_what_the_order_is_worth(loaded: tuple[str, Gateway]) ->
     assert shown.count('class="figure"') == 6
     assert shown.count("<path d=") >= 4
     assert "overtaken only within 30 s" in shown
+    assert "held out, 5.0% of the time" in shown
 
 
 @pytest.mark.monitoring

@@ -127,6 +127,61 @@ PANELS: list[tuple[str, str, str, list[tuple[str, str]]]] = [
         ],
     ),
     (
+        "Who waits, by tenant",
+        "short",
+        "Requests that the engine has not begun to answer. Only where there are tenants (--tenants).",
+        [(gauge("pars_tenant_requests_waiting"), "{{tenant}}")],
+    ),
+    (
+        "Share of the work, by tenant",
+        "percentunit",
+        "What each got of all tokens, beside its share by weight, which is its due while it waits.",
+        [
+            (
+                f"{rate('pars_tenant_work_tokens_total', 'tenant')} / ignoring (tenant) group_left"
+                f" sum(rate(pars_tenant_work_tokens_total{{{SCOPE}}}[{WINDOW}]))",
+                "{{tenant}}",
+            ),
+            (f"max by (tenant) ({gauge('pars_tenant_share_ratio')})", "{{tenant}}, by weight"),
+        ],
+    ),
+    (
+        "Wait by tenant",
+        "s",
+        "A tenant that sends more than its share waits behind itself.",
+        [
+            (quantile(0.5, "pars_tenant_wait_seconds", "tenant"), "p50 {{tenant}}"),
+            (quantile(0.99, "pars_tenant_wait_seconds", "tenant"), "p99 {{tenant}}"),
+        ],
+    ),
+    (
+        "Time per output token by tenant",
+        "s",
+        "End to end, with the wait.",
+        [
+            (
+                quantile(0.5, "pars_tenant_time_per_output_token_seconds", "tenant"),
+                "p50 {{tenant}}",
+            )
+        ],
+    ),
+    (
+        "What the order is worth beside held-out windows",
+        "percentunit",
+        "By how much the time per output token is shorter, with its 95% interval (--holdout).",
+        [
+            (gauge("pars_holdout_gain_ratio"), "time per token"),
+            (gauge("pars_holdout_gain_ratio_low"), "lower end"),
+            (gauge("pars_holdout_gain_ratio_high"), "upper end"),
+        ],
+    ),
+    (
+        "Wait, in order and held out",
+        "s",
+        "Of requests in windows that are first come, first served, and in the others.",
+        [(quantile(0.5, "pars_holdout_wait_seconds", "arm"), "p50 {{arm}}")],
+    ),
+    (
         "What a decision takes",
         "s",
         "Between a request's last byte and its passing on.",

@@ -1,6 +1,8 @@
 """An operator changes a gateway while it serves, sees it, and can take it back."""
 
+import asyncio
 import json
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,9 +17,11 @@ from gateways import counted, gateway_to
 from pars.cli.main import commands
 from pars.errors import ParsError
 from pars.serving.gateway import Gateway
+from pars.serving.settings import Settings
+from pars.serving.upstream import Upstream
 
 from fake_engine import FakeEngine
-from serving import eventually
+from serving import DEADLINE_S, eventually
 
 KEY = "of the operator"
 ADMIN = {"authorization": f"Bearer {KEY}"}
@@ -77,6 +81,30 @@ def test_in_shadow_mode_the_order_is_only_thought_of(tmp_path: Path) -> None:
         assert app.middleware.worth.shadow_gain.ntpot_ratio > 0
         now = httpx.get(f"{url}/pars/now", trust_env=False).json()
         assert now["policy"].startswith("shadow: first come, first served")
+
+
+def test_a_change_while_a_ranker_loads_is_not_taken_back(tmp_path: Path) -> None:
+    """It comes after the load, and both hold."""
+    entered, gate = threading.Event(), threading.Event()
+
+    def load(name: str) -> None:
+        entered.set()
+        assert gate.wait(DEADLINE_S)
+
+    async def change_both() -> None:
+        gateway = Gateway(Upstream("http://127.0.0.1:1"), Settings(learn="off"))
+        control = gateway.control
+        gateway.middleware.predictor.offline.load = load  # type: ignore[method-assign]
+        loading = asyncio.create_task(control.change({"ranker": "another"}))
+        await asyncio.to_thread(entered.wait, DEADLINE_S)
+        ordering = asyncio.create_task(control.change({"policy": "fcfs"}))
+        for _ in range(10):
+            await asyncio.sleep(0)  # time enough to carry it out at once
+        gate.set()
+        await asyncio.gather(loading, ordering)
+        assert (control.state["policy"], control.state["ranker"]) == ("fcfs", "another")
+
+    asyncio.run(change_both())
 
 
 def test_what_waits_keeps_its_place_when_the_policy_changes(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A ranker that orders worse than chance is disabled, and comes back when it orders again."""
 
 import json
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,7 @@ from pars.serving.gateway import Gateway
 from pars.serving.settings import Settings
 
 from fake_engine import FakeEngine
-from serving import eventually
+from serving import DEADLINE_S, eventually
 
 WINDOW = 40
 LENGTHS = range(10, 10 + WINDOW)
@@ -233,3 +234,31 @@ def test_settings_that_make_no_sense_are_named(name: str, value: Any, message: s
     """The error names the setting and what would be right."""
     with pytest.raises(ParsError, match=message):
         Settings(**{name: value})
+
+
+def test_a_folder_that_loads_slowly_does_not_outlive_the_one_asked_for_after_it(tmp_path: Path):
+    """Such as on SIGHUP, just before an operator asks for another."""
+    entered, gate = threading.Event(), threading.Event()
+    old, new = tmp_path / "old", tmp_path / "new"
+    for folder in (old, new):
+        folder.mkdir()
+        (folder / "ranker.json").write_text(folder.name)
+
+    def load(folder: Path) -> Any:
+        if folder == old:
+            entered.set()
+            assert gate.wait(DEADLINE_S)
+        return SimpleNamespace(info=SimpleNamespace(model_name=folder.name))
+
+    live = LiveRanker(old, load=load)
+    reading_again = threading.Thread(target=live.refresh)
+    reading_again.start()
+    assert entered.wait(DEADLINE_S)
+    changing = threading.Thread(target=live.load_from, args=(new,))
+    changing.start()
+    changing.join(0.1)  # as long as it would take by itself
+    gate.set()
+    reading_again.join()
+    changing.join()
+
+    assert live.model_name == "new"

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b, file_digest
@@ -65,6 +66,7 @@ class LiveRanker:
         self._load = load
         self._signature: Signature | None = None
         self._snapshot = _Snapshot(None, Scale(None), "")
+        self._loading = threading.Lock()  # who asked first is loaded first
         self.num_batches = 0  # scored so far; shows that the scorer is alive
 
     @property
@@ -115,12 +117,13 @@ class LiveRanker:
         Raises:
             RankerError: it cannot be loaded; all stays as it is.
         """
-        other = LiveRanker(folder, load=self._load)
-        other.refresh()
-        if not other.is_loaded:
-            raise RankerError(f"{folder}: there is no ranker")
-        self.folder = folder
-        self._signature, self._snapshot = other._signature, other._snapshot
+        with self._loading:
+            other = LiveRanker(folder, load=self._load)
+            other.refresh()
+            if not other.is_loaded:
+                raise RankerError(f"{folder}: there is no ranker")
+            self.folder = folder
+            self._signature, self._snapshot = other._signature, other._snapshot
 
     def refresh(self, *, again: bool = False) -> bool:
         """
@@ -133,6 +136,10 @@ class LiveRanker:
         Raises:
             RankerError: it changed and cannot be loaded; not tried again until it changes again.
         """
+        with self._loading:
+            return self._refresh(again=again)
+
+    def _refresh(self, *, again: bool) -> bool:
         if is_object_name(str(self.folder)):
             return self._load_object()
         # Where it is a link (`pars learn` makes it one), that may move on meanwhile: it is followed

@@ -53,6 +53,7 @@ class Control:
         self._state["learn"] = settings.learn
         self._state["ranker"] = settings.ranker
         self._before: list[State] = []
+        self._changing = asyncio.Lock()  # a ranker takes its time to load
 
     @property
     def state(self) -> State:
@@ -61,12 +62,15 @@ class Control:
 
     async def change(self, asked: dict[str, Any]) -> State:
         """
-        Carry out a change, all of it or nothing; the state after it.
+        Carry out a change, all of it or nothing, after those that came before; the state after it.
 
         Raises:
             ParsError: something in it makes no sense, or a ranker cannot be loaded.
         """
-        asked = dict(asked)
+        async with self._changing:
+            return await self._change(dict(asked))
+
+    async def _change(self, asked: dict[str, Any]) -> State:
         keeps = asked.pop("keep", False)
         if asked == {"rollback": True}:
             if not self._before:

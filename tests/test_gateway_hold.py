@@ -89,6 +89,24 @@ def test_a_client_that_leaves_frees_its_place(tmp_path: Path) -> None:
         assert pool is not None
 
 
+def test_a_client_that_leaves_says_nothing_about_the_server(tmp_path: Path) -> None:
+    """One that is out of use is well again once an answer comes, and not once a client gives up."""
+    engine = Engine(slots=1)
+    with before(engine, tmp_path) as (url, app), ThreadPoolExecutor(1) as pool:
+        replica = app.queue.replicas[0]
+        replica.problem = "it hangs"
+        body = b'{"prompt": "x"}'
+        with connect(url) as leaving:
+            head = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+            leaving.sendall(head.encode() + body)
+            eventually(lambda: len(engine.prompts) == 1)
+        eventually(lambda: app.queue.num_sent == 0)
+        assert replica.problem == "it hangs"
+        engine.finish(2)
+        assert pool.submit(ask, url, "x").result().is_success
+        assert replica.problem == ""
+
+
 def test_one_whose_body_is_too_large_to_read_frees_its_place_too(tmp_path: Path) -> None:
     """It waits as the others do, and its bytes count as long as it is there."""
     engine = Engine(slots=1)

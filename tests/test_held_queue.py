@@ -1,15 +1,21 @@
 """Requests wait by their keys until an engine has room, whose slots are told or seen."""
 
 import asyncio
+import tracemalloc
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from pars.outcomes.records import Outcome
+from pars.serving.held.client import Client, HeldRequest
 from pars.serving.held.knee import Knee
 from pars.serving.held.queue import HeldQueue, QueueIsFull, WaitedTooLong, Waiting
 from pars.serving.held.replica import Replica
 from pars.serving.held.slots import SPARE, Slots
+
+from serving import DEADLINE_S
 
 
 class Clock:
@@ -128,6 +134,53 @@ def test_nobody_waits_beyond_the_bound() -> None:
         with pytest.raises(WaitedTooLong):
             await bench.ask("c", 0)
         assert bench.queue.num_waiting == 0
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("rest_s", [0.0, 1e6])
+def test_all_turns_of_a_request_wait_within_one_bound(rest_s: float) -> None:
+    """Sent back after a minute of waiting, it does not have another: nor a rest before it."""
+
+    async def scenario() -> None:
+        bench = Bench(slots=1, max_held_s=60.0)
+        while bench.queue.replicas[0].slots.has_room:
+            await bench.ask("before", 1)
+        outcome = Outcome(arrival_s=0.0, path="/", decision="scored", key=1)
+        decision = SimpleNamespace(outcome=outcome, is_stream=False)
+        client = Client(asyncio.Queue().get)
+        client.listen()
+        held = HeldRequest(bench.queue, decision, client, frozenset(), ())  # type: ignore[arg-type]
+        held.wait_s, held.rest_s = 60.0, rest_s
+        with pytest.raises(WaitedTooLong):
+            await asyncio.wait_for(held.enter(), DEADLINE_S)
+        held.end()
+
+    run(scenario)
+
+
+def test_a_body_in_single_bytes_costs_what_its_bytes_are() -> None:
+    """And comes out as it came in, as often as it is asked for."""
+
+    async def scenario() -> None:
+        num_bytes = 50_000
+        left = num_bytes
+
+        async def receive() -> dict[str, Any]:
+            nonlocal left
+            left -= 1
+            return {"type": "http.request", "body": b"x", "more_body": left > 0}
+
+        client = Client(receive)
+        tracemalloc.start()
+        while not client.is_whole:
+            await client.read_next()
+        held_bytes, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert held_bytes < 4 * num_bytes
+        for _ in range(2):
+            message = await client.receiver()()
+            assert (len(message["body"]), message["more_body"]) == (num_bytes, False)
 
     run(scenario)
 

@@ -28,16 +28,27 @@ class Client:
         self.num_bytes = 0
         self.gone: asyncio.Future[Message] | None = None
         self._receive = receive
-        self._messages: list[Message] = []
+        self._body: bytes | bytearray = b""  # in one piece: a message for each byte would cost 150
+        self._has_begun = False
+        self._last: Message | None = None  # that the client left
 
     async def read_next(self) -> int:
         """Take the next message of the body; how many bytes it has."""
         message = await self._receive()
-        self._messages.append(message)
+        if message["type"] != "http.request":
+            self._last, self.is_whole = message, True
+            return 0
+        piece = message.get("body", b"")
+        if not self._has_begun:
+            self._body = piece
+        else:
+            if not isinstance(self._body, bytearray):
+                self._body = bytearray(self._body)
+            self._body += piece
+        self._has_begun = True
         self.is_whole = not message.get("more_body", False)
-        num_bytes = len(message.get("body", b""))
-        self.num_bytes += num_bytes
-        return num_bytes
+        self.num_bytes += len(piece)
+        return len(piece)
 
     def listen(self) -> None:
         """Listen for the client's leaving; its body is whole."""
@@ -45,16 +56,18 @@ class Client:
 
     def beginning(self, num_bytes: int) -> bytes:
         """So much of the body, if there is as much."""
-        found = b""
-        for message in self._messages:
-            if len(found) >= num_bytes:
-                break
-            found += message.get("body", b"")[: num_bytes - len(found)]
-        return found
+        return bytes(self._body[:num_bytes])
 
     def receiver(self) -> Receive:
         """The request from its start, then what the client does."""
-        held: Iterator[Message] = iter(self._messages)
+        self._body = bytes(self._body)
+        more = self._last is not None or not self.is_whole
+        messages: list[Message] = []
+        if self._has_begun:
+            messages.append({"type": "http.request", "body": self._body, "more_body": more})
+        if self._last is not None:
+            messages.append(self._last)
+        held: Iterator[Message] = iter(messages)
 
         async def replayed() -> Message:
             message = next(held, None)
@@ -124,7 +137,7 @@ class HeldRequest:
         try:
             if self.rest_s and await self._leaves_at_rest():
                 return None
-            return await self._turn()
+            return await self._turn(self.wait_s + time.perf_counter() - began_s)
         finally:
             self.wait_s += time.perf_counter() - began_s
 
@@ -141,15 +154,15 @@ class HeldRequest:
 
     async def _leaves_at_rest(self) -> bool:
         """Whether the client left before its request's rest was over."""
-        rest_s, self.rest_s = self.rest_s, 0.0
+        rest_s, self.rest_s = min(self.rest_s, self._queue.left_s(self.wait_s)), 0.0
         if self.client.gone is None:
             return False
         with self._queue.resting():
             done, _ = await asyncio.wait((self.client.gone,), timeout=rest_s)
         return bool(done)
 
-    async def _turn(self) -> Turn | None:
-        entering = asyncio.ensure_future(self._queue.enter(self._waiting()))
+    async def _turn(self, waited_s: float) -> Turn | None:
+        entering = asyncio.ensure_future(self._queue.enter(self._waiting(), waited_s))
         waits: list[asyncio.Future[Any]] = [entering]
         if self.client.gone is not None:
             waits.append(self.client.gone)

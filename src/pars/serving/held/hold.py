@@ -125,7 +125,8 @@ class Hold:
         try:
             relay = self._relays[turn.replica]
             await relay.carry(scope, held.client.receiver(), answer.send)
-            turn.replica.problem = ""
+            if answer.has_begun:  # else it is the client that left
+                turn.replica.problem = ""
             if answer.is_busy:
                 self._go_back(held, turn, answer, number)
             return not answer.is_busy
@@ -206,6 +207,7 @@ class _Answer:
 
     Attributes:
         num_bytes: Of its body, so far.
+        has_begun: Its head came.
         is_busy: It was such a one.
         retry_after_s: As it asked for; 0: it did not.
     """
@@ -216,12 +218,13 @@ class _Answer:
         self._turn = turn
         self._may_go_back = may_go_back
         self.num_bytes = 0
-        self.is_busy = False
+        self.has_begun = self.is_busy = False
         self.retry_after_s = 0.0
 
     async def send(self, message: Message) -> None:
         """Pass the engine's message on."""
         self._turn.replica.num_heard += 1
+        self.has_begun = True
         if message["type"] == "http.response.start":
             self.is_busy = message["status"] in BUSY and self._may_go_back
             self.retry_after_s = _retry_after_s(message.get("headers", ()))

@@ -55,7 +55,7 @@ class HeldQueue:
 
     Args:
         max_held: Requests that may wait.
-        max_held_s: How long one may.
+        max_held_s: How long one may, in all.
 
     Attributes:
         num_waiting: Requests in it.
@@ -84,9 +84,16 @@ class HeldQueue:
         """Requests at the engines."""
         return sum(it.slots.num_sent for it in self.replicas)
 
-    async def enter(self, waiting: Waiting) -> Turn:
+    def left_s(self, waited_s: float) -> float:
+        """How long a request may still wait that has waited so long, all its turns together."""
+        return max(0.0, self._max_held_s - waited_s)
+
+    async def enter(self, waiting: Waiting, waited_s: float = 0.0) -> Turn:
         """
         Wait for room at an engine; `leave` afterwards, whatever happens.
+
+        Args:
+            waited_s: How long it has waited for turns before this one.
 
         Raises:
             QueueIsFull, WaitedTooLong: There is no place for it, and why.
@@ -99,7 +106,7 @@ class HeldQueue:
         heappush(self._heap, (waiting.key, next(self._numbers), waiting, place))
         self.num_waiting += 1
         try:
-            async with asyncio.timeout(self._max_held_s):
+            async with asyncio.timeout(self.left_s(waited_s)):
                 return await asyncio.shield(place)
         except BaseException as error:
             if place.done() and not place.cancelled():

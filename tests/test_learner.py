@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,6 +16,7 @@ from gateways import counted, exchange, post
 from pars.outcomes.learner import Learner
 from pars.outcomes.metrics import LearnMetrics
 from pars.outcomes.records import Outcome
+from pars.ranking.online.state import Learned, State
 from pars.request.conversation import Before
 from pars.request.features import Signals
 from pars.serving.asked import Asked, Shown, read_asked
@@ -162,6 +164,59 @@ def test_a_folder_that_cannot_be_used_costs_no_request(tmp_path: Path):
         teach(url, 2)
         eventually(lambda: counted(app, "pars_answers_learned_total") == 2)
         assert counted(app, "pars_learning_failures_total") == 1
+
+
+def test_a_full_disk_is_said_once_and_once_when_it_is_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    """Each look that fails is counted. Between, looks with nothing to write say nothing."""
+    turns = iter([OSError(28, "No space left"), False, OSError(28, "No space left"), True, False])
+    is_over = asyncio.Event()
+
+    def flush(_: State) -> bool:
+        turn = next(turns, None)
+        if turn is None:
+            is_over.set()
+        if isinstance(turn, OSError):
+            raise turn
+        return bool(turn)
+
+    async def learn() -> None:
+        learner = Learner(tmp_path, LearnMetrics(CollectorRegistry()))
+        keeping = asyncio.create_task(learner.keep_learning(every_s=0.0))
+        await asyncio.wait_for(is_over.wait(), DEADLINE_S)
+        keeping.cancel()
+
+    monkeypatch.setattr(State, "flush", flush)
+    asyncio.run(learn())
+
+    assert caplog.messages == [
+        "what was learned is not kept: [Errno 28] No space left",
+        "what is learned is kept again",
+    ]
+
+
+def test_others_files_are_read_beside_the_event_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """They may be long and damaged, and requests wait for the loop."""
+    threads: list[threading.Thread] = []
+
+    def news(_: State) -> Iterator[Learned]:
+        threads.append(threading.current_thread())
+        yield from ()
+
+    async def learn() -> None:
+        learner = Learner(tmp_path, LearnMetrics(CollectorRegistry()))
+        threads.clear()
+        keeping = asyncio.create_task(learner.keep_learning(every_s=0.0))
+        await asyncio.to_thread(eventually, lambda: bool(threads))
+        keeping.cancel()
+
+    monkeypatch.setattr(State, "news", news)
+    asyncio.run(learn())
+
+    assert threading.main_thread() not in threads
 
 
 def test_the_start_says_where_it_is_kept(tmp_path: Path):

@@ -21,7 +21,7 @@ from pars.ranking.online.forgetting import forget_caller
 from pars.ranking.online.model import Callers, OnlineModel
 from pars.ranking.online.ranker import Gauge, OnlineRanker
 from pars.ranking.online.reading import NUM_SLOTS, Reader
-from pars.ranking.online.state import MAX_IDS, State, forget
+from pars.ranking.online.state import HEAD, MARK, MAX_IDS, MAX_LOG_BYTES, State, forget
 from pars.ranking.online.words import MAX_PARTS, WordHashes
 from pars.request.features import Signals, signals_of
 from pars.request.prompts import read_request
@@ -504,3 +504,19 @@ def test_what_was_learned_before_a_start_orders_at_once(tmp_path: Path):
 
     assert OnlineRanker(again.secret, again.load()).is_useful
     assert ranker.model.num_learned == 40
+
+
+def test_garbage_that_looks_like_records_holds_nobody_up(tmp_path: Path):
+    """However long it is, it is passed over once, and what comes behind it is learned."""
+    state, other = State(tmp_path), State(tmp_path)
+    garbage = HEAD.pack(MARK, MAX_IDS, 0, 0, 1.0, 0, 7) * (3 * MAX_LOG_BYTES // HEAD.size)
+    reading = OnlineRanker(state.secret).expect(asked("Write an essay")).reading
+    other.keep(reading, 1.0, is_lower_bound=False)
+    other.flush()
+    [log] = tmp_path.glob("learned-*.log")
+    record = log.read_bytes()
+    log.write_bytes(garbage + record)
+
+    looks = [len(list(state.news())) for _ in range(3)]
+
+    assert sum(looks) == 1

@@ -46,7 +46,7 @@ class Learner:
     ) -> None:
         self._metrics = metrics
         self._begins_ordered = begins_ordered
-        self.is_paused = False
+        self.is_paused = self._is_failing = False
         self._state: State | None = None
         self.folder: Path | None = None
         self._by_model: dict[str, Gauge] = {}
@@ -110,7 +110,9 @@ class Learner:
                         await asyncio.to_thread(self._state.snapshot, self.ranker.model)
             except Exception as error:  # a full disk, say: learning goes on in memory
                 self._metrics.failures.inc()
-                log.warning("what was learned is not kept: %s", one_line(error))
+                if not self._is_failing:
+                    self._is_failing = True
+                    log.warning("what was learned is not kept: %s", one_line(error))
 
     def _gauge_of(self, model: str | None) -> Gauge:
         """Of the model's answers; clients name models, so only so many are told apart."""
@@ -147,11 +149,14 @@ class Learner:
         if state.is_forgotten():
             log.warning("%s was wiped: learning begins anew", state.folder)
             self._by_model.clear()
-            self._open(state.folder)
+            await asyncio.to_thread(self._open, state.folder)
             return
-        self.ranker.model.forget(state.forgotten_slots())
-        await asyncio.to_thread(state.flush)
-        for number, learned in enumerate(state.news(), 1):
+        self.ranker.model.forget(await asyncio.to_thread(state.forgotten_slots))
+        if await asyncio.to_thread(state.flush) and self._is_failing:
+            self._is_failing = False
+            log.warning("what is learned is kept again")
+        news = await asyncio.to_thread(list, state.news())  # others' files may be damaged, and long
+        for number, learned in enumerate(news, 1):
             self.ranker.model.learn(
                 learned.reading, learned.log_tokens, is_lower_bound=learned.is_lower_bound
             )

@@ -42,6 +42,7 @@ HEAD = struct.Struct("<2sHHHfBI")  # mark, ids, of text, of facts, log tokens, b
 MARK = b"P3"
 MAX_IDS = 2048
 MAX_RECORD_BYTES = HEAD.size + 4 * (MAX_IDS + NUM_DENSE)
+MOST_DAMAGED = 1000  # false beginnings of records, passed over one by one
 MAX_LOG_BYTES = 4 << 20  # then a process begins a new log
 MAX_FOLDER_BYTES = 64 << 20  # of all logs; beyond it the oldest go, learned by all or not
 SETTLED_S = 60.0  # a log that nobody has written to for so long is followed by all
@@ -120,25 +121,26 @@ class State:
         """Have an answer written by the next `flush`."""
         self._pending.append(_record(reading, log_tokens, is_lower_bound))
 
-    def flush(self) -> None:
+    def flush(self) -> bool:
         """
-        Write what is kept.
+        Write what is kept; whether there was anything.
 
         Raises:
             OSError: it cannot be written; it is dropped.
         """
         pending, self._pending = self._pending, []
         if not pending:
-            return
+            return False
         data = b"".join(pending)
         with opened_regular(self._log, "ab") as file:
             file.write(data)
         self._read[self._log.name] = self._read.get(self._log.name, 0) + len(data)
         if self._read[self._log.name] > MAX_LOG_BYTES:
             self._begin_log()
+        return True
 
     def news(self) -> Iterator[Learned]:
-        """What the other processes have learned since the last look."""
+        """What the other processes have learned since the last look. Takes its time."""
         for log in sorted(self.folder.glob("learned-*.log")):
             if log == self._log:
                 continue
@@ -152,6 +154,9 @@ class State:
             for learned, num_bytes in records_in(data):
                 self._read[log.name] = begin + num_bytes
                 yield learned
+            # Of what is damaged only the end may yet become a record: the rest is not read again.
+            passed = begin + max(0, len(data) - MAX_RECORD_BYTES + 1)
+            self._read[log.name] = max(self._read.get(log.name, 0), passed)
 
     def is_forgotten(self) -> bool:
         """Whether somebody has wiped the folder since."""
@@ -258,12 +263,17 @@ def _record(reading: Reading, log_tokens: float, is_lower_bound: bool) -> bytes:
 
 
 def records_in(data: bytes) -> Iterator[tuple[Learned, int]]:
-    """Each whole record, with the bytes up to its end; a damaged stretch is passed over."""
-    at = 0
-    while (at := data.find(MARK, at)) >= 0:
+    """
+    Each whole record, with the bytes up to its end; a damaged stretch is passed over.
+
+    It takes time linear in the data: after `MOST_DAMAGED` false beginnings the rest is.
+    """
+    at = num_damaged = 0
+    while (at := data.find(MARK, at)) >= 0 and num_damaged < MOST_DAMAGED:
         found = _record_at(data, at)
         if found is None:
             at += 1
+            num_damaged += 1
             continue
         learned, at = found
         yield learned, at

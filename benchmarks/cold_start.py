@@ -31,11 +31,12 @@ from pars.prove.workload.scores import RankerSource
 from pars.prove.workload.workload import WorkloadRequest
 from pars.ranking.ranker import bundled_ranker
 from pars.request.features import signals_of_row
+from pars.scheduling.policies.max_slowdown import DEFAULT_MAX_SLOWDOWN
 
 SLOTS, LOAD, CV = 32, 0.95, 2.0
 NUM_REQUESTS, NUM_RUNS = 10_000, 4
 AGES = ((0, 300), (300, 1_000), (1_000, 3_000), (3_000, NUM_REQUESTS))
-BOUNDS = ("", "@1.5x")
+BOUNDS = ("", f"@{DEFAULT_MAX_SLOWDOWN:g}x")
 TARGETS = {"Alpaca": (75, 85, None, 93), "six applications": (65, 75, None, 92)}
 PRESET = EnginePreset.named("h100-8b")
 LIMITS = replace(PRESET.limits, max_num_seqs=SLOTS)

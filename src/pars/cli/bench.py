@@ -50,7 +50,7 @@ class NumberList(click.ParamType):  # type: ignore[type-arg]  # generic in newer
     show_default=True,
     metavar="NAMES",
     help="fcfs, ranker (of several: ranker:NAME), oracle, prompt-length, max-tokens, reversed;"
-    " NAME@30 is overtaken by 30 s at most, NAME@1.5x waits 1.5 times as long at most."
+    " NAME@30 is overtaken by 30 s at most, NAME@1.33x waits 1.33 times as long at most."
     " `gateway` sends no priority, to a URL that ranks by itself.",
 )
 @click.option("--repeats", type=click.IntRange(1), default=3, show_default=True)

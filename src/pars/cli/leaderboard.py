@@ -41,7 +41,7 @@ USUAL = (
 @click.option("--against", help="Whom the others are tested against.  [default: the best]")
 @click.option("--loads", default="0.8,1,1.2", show_default=True, help="Of capacity; none: ''.")
 @click.option(
-    "--bounds", default="none,1.5x,30", show_default=True, help="As behind the @ of --policies."
+    "--bounds", default="none,1.33x,30", show_default=True, help="As behind the @ of --policies."
 )
 @click.option("--engine", default="h100-8b", show_default=True, help="As for `pars simulate`.")
 @click.option(

@@ -30,11 +30,11 @@ def comma_list(text: str) -> tuple[str, ...]:
 @record_options
 @click.option(
     "--policies",
-    default="fcfs,ranker,oracle,ranker@30",
+    default="fcfs,online@1.33x,ranker@1.33x,oracle",
     show_default=True,
     help="fcfs, ranker (of several: ranker:NAME), online (learns as answers end), oracle,"
     " prompt-length, max-tokens, reversed;"
-    " NAME@30 is overtaken by 30 s at most, NAME@1.5x waits 1.5 times as long at most.",
+    " NAME@30 is overtaken by 30 s at most, NAME@1.33x waits 1.33 times as long at most.",
 )
 @click.option(
     "--rates",

@@ -1,7 +1,7 @@
 """
 `pars.simulate`: what each policy would be worth, in virtual time, from Python.
 
-    results = pars.simulate(workload, ["fcfs", "oracle@1.5x", pars.MaxSlowdown(1.5)])
+    results = pars.simulate(workload, ["fcfs", "oracle@1.33x", pars.MaxSlowdown(1.5)])
     print(results)
     results.to_pandas().groupby("policy").ntpot_s.mean()
 
@@ -37,6 +37,7 @@ from pars.prove.workload.scores import (
 from pars.prove.workload.workload import Workload, WorkloadRequest
 from pars.ranking.ranker import Scorer
 from pars.scheduling.policies.fcfs import FCFS
+from pars.scheduling.policies.max_slowdown import DEFAULT_MAX_SLOWDOWN
 from pars.scheduling.policies.policy import Policy
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from pars.prove.report.plot import Plot
 
 Asked = str | Policy | tuple[str, Policy]
-DEFAULT_POLICIES: tuple[Asked, ...] = ("fcfs", "ranker@1.5x", "oracle@1.5x")
+DEFAULT_POLICIES: tuple[Asked, ...] = ("fcfs", f"ranker@{DEFAULT_MAX_SLOWDOWN:g}x", "oracle")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +121,7 @@ def simulate(
     Args:
         workload: In hand, or a file of `pars workload`.
         policies: Spelled as for the command (docs/proving.md): "fcfs", "oracle", "ranker@30",
-            "online@1.5x", "ranker:NAME", or the name of `scores`. A policy object orders by the
+            "online@1.33x", "ranker:NAME", or the name of `scores`. A policy object orders by the
             ranker; a pair says by what: ("oracle", pars.MaxSlowdown(2)).
         ranker: Of the policy "ranker": a folder, "module:object", or anything with
             `score(list[str]) -> array`. None: the bundled one.

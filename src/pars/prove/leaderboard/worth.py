@@ -3,7 +3,7 @@ What a predictor's order is worth in a queue: its share of the oracle's gain ove
 served, at several loads and under several policies, in virtual time.
 
     found = worth(test, {"ltr": scores}, Queue())
-    found["ltr"]["@1.5x"][0.9]                  # an Estimate
+    found["ltr"]["@1.33x"][0.9]                 # an Estimate
 
 A share is (fcfs - predictor) / (fcfs - oracle) of the mean time per output token (NTPOT), the
 oracle under the same policy. Its interval is from resampled runs of neighbouring requests, since
@@ -22,9 +22,10 @@ from pars.prove.rivals.predictor import Answered, FloatArray
 from pars.prove.simulation import simulate
 from pars.prove.workload.workload import Workload
 from pars.ranking.intervals import Estimate
+from pars.scheduling.policies.max_slowdown import DEFAULT_MAX_SLOWDOWN
 
 LOADS = (0.8, 1.0, 1.2)
-BOUNDS = ("", "@1.5x", "@30")
+BOUNDS = ("", f"@{DEFAULT_MAX_SLOWDOWN:g}x", "@30")
 NUM_BLOCKS, NUM_RESAMPLES = 100, 1000
 ORACLE, BASE = "oracle", "fcfs"
 

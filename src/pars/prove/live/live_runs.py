@@ -4,7 +4,7 @@ Live runs in a form that the simulator can replay: who came when, with which pri
     for run in live_runs(Path("bench")): ...       # a policy at a load; repeats are averaged
 
 A ranker's order is not in a result, and neither is that of a policy that hears the engine (a
-gateway's, `NAME@1.5x`): their runs are left out.
+gateway's, `NAME@1.33x`): their runs are left out.
 """
 
 from collections.abc import Iterable, Iterator

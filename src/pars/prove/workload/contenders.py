@@ -2,7 +2,7 @@
 Contenders: who goes first, as `--policies` spells it: what is known of a request, and a policy.
 
     contender = Contender.parse("oracle@30")            # true lengths, at most 30 s of overtaking
-    Contender.parse("ranker:mine@1.5x").policy          # MaxSlowdown(1.5)
+    Contender.parse("ranker:mine@1.33x").policy         # MaxSlowdown(1.33)
     contender.fitted(requests)                          # what it knows of each: `line` gives keys
 
 Of several rankers each has a name, `ranker:NAME`, and so have the scores of another system, `NAME`.
@@ -165,7 +165,7 @@ def _bounded(text: str, by: str, bound: str) -> Policy:
         return policy_of(bound)
     except (ValueError, ParsError):
         if bound.endswith("x"):
-            want = "before x comes a ratio from 1 on, as in oracle@1.5x"
+            want = "before x comes a ratio from 1 on, as in oracle@1.33x"
         else:
             want = f"after @ come seconds from 0 to {MAX_RANGE_S:.0f}, as in {by}@30"
         raise ParsError(f"policy {text!r}: {want}") from None

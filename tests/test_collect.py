@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -153,7 +154,7 @@ def config_for(
     file = folder / "prompts.jsonl"
     file.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
     settings = {"model": "m", "output": folder / "answers.jsonl", "concurrency": 1, **options}
-    return CollectConfig(endpoint=endpoint.url, prompts=file, **settings)
+    return CollectConfig(endpoints=(endpoint.url,), prompts=file, **settings)
 
 
 def lines_of(config: CollectConfig) -> list[dict[str, Any]]:
@@ -571,7 +572,7 @@ def test_a_host_that_cannot_be_encoded_is_refused(url, tmp_path, endpoint):
     config = config_for(endpoint, tmp_path)
 
     with pytest.raises(ParsError, match="has no name of a host"):
-        collect(replace(config, endpoint=url))
+        collect(replace(config, endpoints=(url,)))
 
 
 def test_v1_is_added_where_there_is_no_path():
@@ -604,7 +605,14 @@ def test_extra_body_must_be_an_object():
 
 def started(config: CollectConfig, concurrency: int) -> subprocess.Popen[str]:
     """A process of `pars collect`."""
-    options = ["--endpoint", config.endpoint, "--model", config.model, "--prompts", config.prompts]
+    options = [
+        "--endpoint",
+        config.endpoints[0],
+        "--model",
+        config.model,
+        "--prompts",
+        config.prompts,
+    ]
     options += ["--output", config.output, "--concurrency", concurrency]
     return subprocess.Popen(
         [sys.executable, "-m", "pars", "collect", *map(str, options)],
@@ -702,3 +710,137 @@ def test_two_processes_do_not_fill_one_file(endpoint, tmp_path):
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(ParsError, match="another `pars collect`"):
             collect(config)
+
+
+# Several endpoints
+
+
+def config_of(folder: Path, prompts: int, *urls: str, **options: Any) -> CollectConfig:
+    """Of a collection from several."""
+    config = config_for(SimpleNamespace(url=""), folder, prompts, **options)
+    return replace(config, endpoints=urls)
+
+
+def answered_all(config: CollectConfig, num: int) -> bool:
+    """One line for each prompt, and no more."""
+    return sorted(line["index"] for line in lines_of(config)) == list(range(num))
+
+
+def test_two_endpoints_are_asked_at_once(tmp_path):
+    """Each first answer waits until the other endpoint has a request, too."""
+    together = threading.Barrier(2)
+
+    def meets(endpoint: Endpoint, handler: Handler, body: dict[str, Any]) -> None:
+        together.wait(DEADLINE_S)
+        answers(endpoint, handler, body)
+
+    with Endpoint(meets).served() as a, Endpoint(meets).served() as b:
+        config = config_of(tmp_path, 6, a.url, b.url)
+        report = collect(config)
+
+    assert report.exit_code == 0
+    assert answered_all(config, 6)
+    assert len(a.asked) + len(b.asked) == 6
+
+
+def test_who_has_room_is_asked(tmp_path):
+    """One endpoint takes as long for its first answer as the other for all the rest."""
+    rest_is_there = threading.Event()
+
+    def waits(endpoint: Endpoint, handler: Handler, body: dict[str, Any]) -> None:
+        rest_is_there.wait(DEADLINE_S)
+        answers(endpoint, handler, body)
+
+    def counts(endpoint: Endpoint, handler: Handler, body: dict[str, Any]) -> None:
+        answers(endpoint, handler, body)
+        if len(endpoint.asked) == 8:
+            rest_is_there.set()
+
+    with Endpoint(waits).served() as slow, Endpoint(*[counts] * 8).served() as fast:
+        config = config_of(tmp_path, 9, slow.url, fast.url)
+        collect(config)
+
+    assert (len(slow.asked), len(fast.asked)) == (1, 8)
+    assert answered_all(config, 9)
+
+
+def test_an_endpoint_that_is_dead_is_left_out_and_said(tmp_path):
+    """Nobody listens there: after twenty refused connections the other is asked alone."""
+    with Endpoint() as nobody:
+        dead = nobody.url
+    with Endpoint(*[hangs_up] * 3).served() as alive:
+        config = config_of(tmp_path, 60, dead, alive.url, concurrency=2)
+        report = collect(config, pause=Waits())
+
+    assert report.exit_code == 0
+    assert answered_all(config, 60)
+    told = f"left out: {base_url_of(dead)}: 20 requests failed in a row, the last: no connection"
+    assert told in report.render()
+
+
+def test_an_endpoint_that_refuses_the_key_is_left_out_at_once(tmp_path):
+    """Its prompt goes to the other, and is not given up."""
+    with Endpoint(*[says("no", status=401)] * 9).served() as a, Endpoint().served() as b:
+        config = config_of(tmp_path, 5, a.url, b.url)
+        report = collect(config)
+
+    assert report.exit_code == 0
+    assert answered_all(config, 5)
+    assert len(a.asked) == 1
+    assert f"left out: {a.url}/v1: HTTP 401: no" in report.render()
+
+
+def test_what_fails_last_goes_to_an_endpoint_that_had_nothing_left_to_do(tmp_path):
+    """Its worker waits for what is out, and does not end with the list."""
+    others_are_there = threading.Event()
+
+    def fails_late(endpoint: Endpoint, handler: Handler, body: dict[str, Any]) -> None:
+        others_are_there.wait(DEADLINE_S)
+        hangs_up(endpoint, handler, body)
+
+    def counts(endpoint: Endpoint, handler: Handler, body: dict[str, Any]) -> None:
+        answers(endpoint, handler, body)
+        if len(endpoint.asked) == 3:
+            others_are_there.set()
+
+    with Endpoint(fails_late).served() as a, Endpoint(*[counts] * 3).served() as b:
+        config = config_of(tmp_path, 4, a.url, b.url)
+        report = collect(config)
+
+    assert report.exit_code == 0
+    assert answered_all(config, 4)
+
+
+def test_an_endpoint_that_is_busy_is_not_left_out(tmp_path):
+    """429 says that it has no room, thirty times; the run goes on with both."""
+    busy = says("later", status=429)
+    with Endpoint(*[busy] * 30).served() as a, Endpoint().served() as b:
+        config = config_of(tmp_path, 40, a.url, b.url, max_retries=40)
+        report = collect(config, pause=Waits())
+
+    assert report.exit_code == 0
+    assert answered_all(config, 40)
+    assert report.left_out == {}
+
+
+def test_without_any_endpoint_left_the_run_ends_and_goes_on_later(tmp_path):
+    """Both refuse; the next run, with both well, asks for all."""
+    refuses = says("no", status=403)
+    with Endpoint(refuses).served() as a, Endpoint(refuses).served() as b:
+        config = config_of(tmp_path, 3, a.url, b.url)
+        first = collect(config)
+        second = collect(config)
+
+    assert (first.exit_code, second.exit_code) == (1, 0)
+    assert first.stopped == "HTTP 403: no"
+    assert answered_all(config, 3)
+    assert json.loads(meta_path(config.output).read_text())["endpoint"] == [
+        f"{a.url}/v1",
+        f"{b.url}/v1",
+    ]
+
+
+def test_an_endpoint_given_twice_is_named(endpoint, tmp_path):
+    """With /v1 or without, it is one."""
+    with pytest.raises(ParsError, match=r"--endpoint: .*/v1 is given twice"):
+        collect(config_of(tmp_path, 1, endpoint.url, f"{endpoint.url}/v1"))

@@ -278,7 +278,7 @@ def test_ray_serves_the_score_service() -> None:
     )
     assert ray.stdout is not None
     try:
-        assert any("Deployed app" in line for line in ray.stdout)  # after a quarter of a minute
+        assert any("is ready at" in line for line in ray.stdout)  # after half a minute or so
         asked = {"prompt": "What is the capital of France?"}
         # Ray's port, unless configured.
         answer = httpx.post("http://127.0.0.1:8000/score", json=asked, trust_env=False)

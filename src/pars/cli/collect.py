@@ -14,7 +14,12 @@ DEFAULT_KEY_ENV = "OPENAI_API_KEY"
 
 @click.command()
 @click.option(
-    "--endpoint", required=True, metavar="URL", help="OpenAI-compatible: http://HOST:PORT."
+    "--endpoint",
+    "endpoints",
+    required=True,
+    multiple=True,
+    metavar="URL",
+    help="OpenAI-compatible: http://HOST:PORT; of several, whichever has room is asked.",
 )
 @click.option("--model", required=True, help="As the endpoint calls it.")
 @click.option("--prompts", type=FILE, required=True, help="JSON, JSONL, Parquet, .txt, or a .gz.")
@@ -28,12 +33,15 @@ DEFAULT_KEY_ENV = "OPENAI_API_KEY"
 @click.option("--temperature", type=float, help="[default: the server's]")
 @click.option("--seed", type=int, help="Of sample 0; sample s has seed + s.")
 @click.option("--extra-body", metavar="JSON", help="More fields of each request's body.")
-@click.option("--concurrency", type=int, default=8, show_default=True, help="Requests at once.")
-@click.option("--rate", type=float, help="Requests a second at most.")
+@click.option(
+    "--concurrency", type=int, default=8, show_default=True, help="Requests at once, at each."
+)
+@click.option("--rate", type=float, help="Requests a second at most, at each.")
 @click.option(
     "--api-key-env",
     metavar="NAME",
-    help=f"The environment variable that holds the API key.  [default: {DEFAULT_KEY_ENV}, if set]",
+    help="The environment variable that holds the API key, which each endpoint is shown."
+    f"  [default: {DEFAULT_KEY_ENV}, if set]",
 )
 @click.option("--keep-text", is_flag=True, help="Keep the answers, and not only their lengths.")
 @click.option(
@@ -41,7 +49,7 @@ DEFAULT_KEY_ENV = "OPENAI_API_KEY"
 )
 @click.option("--max-retries", type=int, default=8, show_default=True, help="Of one answer.")
 def collect(api_key_env: str | None, extra_body: str | None, **options: Any) -> None:
-    """Ask an endpoint for answers and keep how long each became."""
+    """Ask endpoints for answers and keep how long each became."""
     need("pars collect", ("httpx", "tqdm"))
     from pars.learn.collect.collect import collect as run
     from pars.learn.collect.config import CollectConfig, parse_extra_body

@@ -1,12 +1,13 @@
 """
 Labels from where the model runs: asks an endpoint for answers and keeps how long each became.
 
-    config = CollectConfig(endpoint="http://localhost:8000", model="m", prompts=..., output=...)
+    config = CollectConfig(endpoints=("http://localhost:8000",), model="m", prompts=..., output=...)
     report = collect(config, key=os.environ.get("OPENAI_API_KEY"))
     print(report.render()); sys.exit(report.exit_code)
 
-`concurrency` workers take (prompt, sample) from one list. A worker asks for its next answer only
-when the line of the one before is written, so a kill -9 loses at most `concurrency` answers.
+`concurrency` workers an endpoint take (prompt, sample) from one list. A worker asks for its next
+answer only when the line of the one before is written, so a kill -9 loses at most `concurrency`
+answers an endpoint.
 """
 
 import asyncio
@@ -14,20 +15,22 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from pars.errors import ParsError
 from pars.learn.collect.client import Asker, base_url_of
 from pars.learn.collect.config import CollectConfig
-from pars.learn.collect.file import AnswerFile
-from pars.learn.collect.prompts import Prompt, read_prompts
+from pars.learn.collect.endpoints import Asked, Endpoint, Tasks
+from pars.learn.collect.file import AnswerFile, record_of
+from pars.learn.collect.prompts import read_prompts
 from pars.learn.collect.reply import Failure, Reply, delay_s
 from pars.learn.collect.report import CollectReport
 
 LONGEST_WAIT_S = 600.0  # a server that asks for more is asked again by a later run
-LEAST_FAILURES = 20  # in a row, or twice the concurrency: then the rest is not tried
-Task = tuple[Prompt, int]
+LEAST_FAILURES = 20  # in a row, or twice the concurrency: then an endpoint is asked no more
+BUSY = ("HTTP 429", "HTTP 503")
 Pause = Callable[[float], Awaitable[object]]
 
 
@@ -44,13 +47,15 @@ def collect(
     Raises:
         ParsError: bad prompts, an output of other settings, or one that cannot be written.
     """
-    base_url = base_url_of(config.endpoint)
+    urls = tuple(map(base_url_of, config.endpoints))
+    if twice := next((it for it in urls if urls.count(it) > 1), None):
+        raise ParsError(f"--endpoint: {twice} is given twice")
     prompts = read_prompts(config.prompts, config.api, config.prompt_field)
-    with AnswerFile.open(config.output, config.settings(base_url)) as answers:
+    with AnswerFile.open(config.output, config.settings(urls)) as answers:
         there = answers.asked_already(prompts)
         # Sample by sample, so that a run that is stopped early has one answer to each prompt.
         tasks = [
-            (prompt, sample)
+            Asked(prompt, sample)
             for sample in range(config.samples)
             for prompt in prompts
             if (prompt.index, sample) not in there
@@ -61,7 +66,7 @@ def collect(
             report.num_before += 1
             report.num_before_without_length += tokens is None
         if tasks:
-            asyncio.run(_Run(config, answers, report, pause).all(tasks, base_url, key))
+            asyncio.run(_Run(config, answers, report, pause).all(tasks, urls, key))
     return report
 
 
@@ -76,24 +81,19 @@ class _Run:
         self._report = report
         self._pause = pause
         self._stopping = asyncio.Event()
-        self._next_s = 0.0  # when the next request may go, by rate and Retry-After
-        self._in_a_row = 0
         self._num_asking = 0
         self._bar: Any = None
+        self._endpoints: list[Endpoint] = []
+        self._tasks = Tasks((), ())
 
-    async def all(self, tasks: list[Task], base_url: str, key: str | None) -> None:
-        asker = Asker(
-            base_url,
-            self._config.api,
-            key,
-            timeout_s=self._config.timeout_s,
-            num_connections=self._config.concurrency,
-        )
-        queue = iter(tasks)
+    async def all(self, wanted: list[Asked], urls: Sequence[str], key: str | None) -> None:
+        self._endpoints = [Endpoint(url, self._asker(url, key)) for url in urls]
+        self._tasks = Tasks(wanted, self._endpoints)
         began_s = time.monotonic()
         workers = [
-            asyncio.create_task(self._work(queue, asker))
-            for _ in range(min(self._config.concurrency, len(tasks)))
+            asyncio.create_task(self._work(endpoint))
+            for _ in range(min(self._config.concurrency, len(wanted)))
+            for endpoint in self._endpoints
         ]
         try:
             with _bar(self._report) as self._bar, _interrupts(self._interrupted(workers)):
@@ -104,8 +104,18 @@ class _Run:
             for one in workers:
                 one.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
-            await asker.close()
+            for endpoint in self._endpoints:
+                await endpoint.ask.close()
             self._report.seconds = time.monotonic() - began_s
+
+    def _asker(self, url: str, key: str | None) -> Asker:
+        return Asker(
+            url,
+            self._config.api,
+            key,
+            timeout_s=self._config.timeout_s,
+            num_connections=self._config.concurrency,
+        )
 
     def _interrupted(self, workers: list[asyncio.Task[None]]) -> Callable[[], None]:
         def interrupted() -> None:
@@ -125,109 +135,120 @@ class _Run:
         self._report.stopped = self._report.stopped or why
         self._stopping.set()
 
-    async def _work(self, queue: Iterator[Task], asker: Asker) -> None:
-        for prompt, sample in queue:
-            await self._answer(prompt, sample, asker)
+    async def _work(self, at: Endpoint) -> None:
+        while not at.left_out and (asked := await self._tasks.take(at)):
+            await self._answer(asked, at)
             if self._stopping.is_set():
                 return
 
-    async def _answer(self, prompt: Prompt, sample: int, asker: Asker) -> None:
-        """Ask until there is an answer or no hope of one."""
-        body = self._config.body(prompt, sample)
-        for attempt in range(self._config.max_retries + 1):
-            await self._turn()
+    async def _answer(self, asked: Asked, at: Endpoint) -> None:
+        """Ask until there is an answer, no hope of one, or another endpoint is to be asked."""
+        body = self._config.body(asked.prompt, asked.sample)
+        while True:
+            await self._turn(at)
             if self._stopping.is_set():
+                self._tasks.settle()
+                return
+            if at.left_out:
+                self._tasks.give_back(asked)
                 return
             self._num_asking += 1
             try:
-                reply = await asker(body)
+                reply = await at.ask(body)
             except Failure as failure:
-                if not await self._may_retry(failure, attempt):
-                    self._give_up(prompt, sample, failure)
+                asked = asked._replace(attempt=asked.attempt + 1)
+                if not await self._may_retry(failure, asked, at):
                     return
             else:
-                self._keep(prompt, sample, reply)
+                self._keep(asked, reply, at)
+                self._tasks.settle()
                 return
             finally:
                 self._num_asking -= 1
 
-    async def _may_retry(self, failure: Failure, attempt: int) -> bool:
+    async def _may_retry(self, failure: Failure, asked: Asked, at: Endpoint) -> bool:
+        """Whether the same endpoint is to be asked again; if not, the task is done with here."""
         self._report.failures[failure.kind] += 1
         self._bar.set_postfix_str(self._report.speed(), refresh=False)
-        if failure.is_hopeless:
-            self._stop(f"{failure}")
-            return False
         asked_s = failure.retry_after_s or 0.0
-        if asked_s > LONGEST_WAIT_S:
-            self._stop(f"{failure.kind}: the server asks to wait {asked_s:,.0f} s")
+        if failure.is_hopeless:
+            self._leave_out(at, str(failure))
+        elif asked_s > LONGEST_WAIT_S:
+            self._leave_out(at, f"{failure.kind}: the server asks to wait {asked_s:,.0f} s")
+        if at.left_out and self._others(at):
+            self._tasks.give_back(asked._replace(attempt=asked.attempt - 1))  # no fault of its own
             return False
-        # Who is told to wait speaks for all: they share the limit.
-        self._next_s = max(self._next_s, time.monotonic() + asked_s)
-        if failure.is_final or attempt == self._config.max_retries:
+        # Who is told to wait speaks for all that ask there: they share the limit.
+        at.next_s = max(at.next_s, time.monotonic() + asked_s)
+        if at.left_out or failure.is_final or asked.attempt > self._config.max_retries:
+            self._give_up(asked, failure, at)
+            self._tasks.settle()
             return False
         self._report.num_retries += 1
-        await self._wait(delay_s(failure, attempt, random.random()))
-        return True
+        if not self._others(at):
+            await self._wait(delay_s(failure, asked.attempt - 1, random.random()))
+            return True
+        self._tasks.give_back(asked._replace(failed_at=asked.failed_at | {at}))
+        if failure.kind not in BUSY:
+            self._note(at, failure.kind, "requests failed")
+        if not at.left_out:
+            attempt = at.num_failed // self._config.concurrency
+            await self._wait(delay_s(failure, attempt, random.random()))
+        return False
 
-    async def _turn(self) -> None:
-        """Until the rate allows another request."""
+    def _others(self, at: Endpoint) -> bool:
+        """Whether another endpoint may be asked."""
+        return any(it is not at and not it.left_out for it in self._endpoints)
+
+    def _leave_out(self, at: Endpoint, why: str) -> None:
+        """Ask it no more; if it was the last, the run ends."""
+        if at.left_out:
+            return
+        at.left_out = why
+        if not self._others(at):
+            self._stop(why)
+            return
+        self._report.left_out[at.url] = why
+        self._bar.write(f"{at.url} is left out: {why}", file=sys.stderr)
+
+    async def _turn(self, at: Endpoint) -> None:
+        """Until its rate, and what it asked for, allow another request."""
         now_s = time.monotonic()
-        at_s = max(now_s, self._next_s)
+        at_s = max(now_s, at.next_s)
         if self._config.rate:
-            self._next_s = at_s + 1 / self._config.rate
+            at.next_s = at_s + 1 / self._config.rate
         if at_s > now_s:
             await self._wait(at_s - now_s)
 
     async def _wait(self, seconds: float) -> None:
-        """That long, or until the run is stopping."""
-        waits = [asyncio.ensure_future(self._pause(seconds))]
-        waits.append(asyncio.ensure_future(self._stopping.wait()))
+        """That long, or until the run is stopping or nothing is left to do."""
+        ends = (self._pause(seconds), self._stopping.wait(), self._tasks.done.wait())
+        waits = [asyncio.ensure_future(one) for one in ends]
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for one in waits:
                 one.cancel()
 
-    def _keep(self, prompt: Prompt, sample: int, reply: Reply) -> None:
-        self._answers.add(_record(prompt, sample, reply, keep_text=self._config.keep_text))
+    def _keep(self, asked: Asked, reply: Reply, at: Endpoint) -> None:
+        record = record_of(asked.prompt, asked.sample, reply, keep_text=self._config.keep_text)
+        self._answers.add(record)
         self._report.count(reply)
         self._bar.update(1)
         self._bar.set_postfix_str(self._report.speed(), refresh=False)
-        self._note(reply.problem, "answers without a length")
+        self._note(at, reply.problem, "answers without a length")
 
-    def _give_up(self, prompt: Prompt, sample: int, failure: Failure) -> None:
+    def _give_up(self, asked: Asked, failure: Failure, at: Endpoint) -> None:
         if self._stopping.is_set() and not failure.is_final:
             return  # it will be asked by the next run, like all that is left
-        self._report.give_up(prompt.index + 1, sample, failure)
-        self._note(failure.kind, "requests failed")
+        self._report.give_up(asked.prompt.index + 1, asked.sample, failure)
+        self._note(at, failure.kind, "requests failed")
 
-    def _note(self, problem: str | None, told: str) -> None:
-        """Stop a run that gets nothing of use any more."""
-        self._in_a_row = self._in_a_row + 1 if problem else 0
-        if self._in_a_row >= max(LEAST_FAILURES, 2 * self._config.concurrency):
-            self._stop(f"{self._in_a_row} {told} in a row, the last: {problem}")
-
-
-def _record(prompt: Prompt, sample: int, reply: Reply, *, keep_text: bool) -> dict[str, Any]:
-    record: dict[str, Any] = {
-        "index": prompt.index,
-        "sample": sample,
-        "prompt": prompt.text,
-        "prompt_sha256": prompt.checksum,
-        "answer_tokens": reply.answer_tokens,
-        "finish_reason": reply.finish_reason,
-        "prompt_tokens": reply.prompt_tokens,
-        "seconds": reply.seconds,
-    }
-    if reply.thinking_tokens is not None:
-        record["thinking_tokens"] = reply.thinking_tokens
-    if reply.problem:
-        record["usage_problem"] = reply.problem
-    if keep_text:
-        record["answer"] = reply.text
-        if reply.thinking:
-            record["thinking"] = reply.thinking
-    return record
+    def _note(self, at: Endpoint, problem: str | None, told: str) -> None:
+        """Leave an endpoint out from which nothing of use comes any more."""
+        at.num_failed = at.num_failed + 1 if problem else 0
+        if at.num_failed >= max(LEAST_FAILURES, 2 * self._config.concurrency):
+            self._leave_out(at, f"{at.num_failed} {told} in a row, the last: {problem}")
 
 
 @contextmanager

@@ -1,12 +1,12 @@
 """
 What `pars collect` is told: whom to ask, what for, and how fast.
 
-    CollectConfig(endpoint=URL, model="m", prompts=Path("p.jsonl"), output=Path("answers.jsonl"))
+    CollectConfig(endpoints=(URL,), model="m", prompts=Path("p.jsonl"), output=Path("a.jsonl"))
 """
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,14 +27,16 @@ class CollectConfig:
 
     Attributes:
         samples: Answers to each prompt; sample s is asked with seed + s.
-        rate: Requests a second, retries among them; None: as fast as they are answered.
+        endpoints: Several serve the same model; whichever has room is asked.
+        concurrency: Requests at once, at each endpoint.
+        rate: Requests a second at each, retries among them; None: as fast as they are answered.
         timeout_s: For a whole answer.
 
     Raises:
         ParsError: a value makes no sense.
     """
 
-    endpoint: str
+    endpoints: tuple[str, ...]
     model: str
     prompts: Path
     output: Path
@@ -75,10 +77,10 @@ class CollectConfig:
                 "--api completions needs --max-tokens: servers end an answer after 16 tokens else"
             )
 
-    def settings(self, base_url: str) -> dict[str, Any]:
+    def settings(self, urls: Sequence[str]) -> dict[str, Any]:
         """What decides the answers, and so must stay the same in one file. No secrets."""
         return {
-            "endpoint": base_url,
+            "endpoint": urls[0] if len(urls) == 1 else list(urls),
             "model": self.model,
             "api": self.api,
             "max_tokens": self.max_tokens,

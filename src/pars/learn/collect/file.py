@@ -21,8 +21,32 @@ from typing import Any, Self
 from pars.errors import DataError, ParsError
 from pars.files import utf8, write_json
 from pars.learn.collect.prompts import Prompt
+from pars.learn.collect.reply import Reply
 
 FORMAT = "pars-collect-1"
+
+
+def record_of(prompt: Prompt, sample: int, reply: Reply, *, keep_text: bool) -> dict[str, Any]:
+    """The line of an answer."""
+    record: dict[str, Any] = {
+        "index": prompt.index,
+        "sample": sample,
+        "prompt": prompt.text,
+        "prompt_sha256": prompt.checksum,
+        "answer_tokens": reply.answer_tokens,
+        "finish_reason": reply.finish_reason,
+        "prompt_tokens": reply.prompt_tokens,
+        "seconds": reply.seconds,
+    }
+    if reply.thinking_tokens is not None:
+        record["thinking_tokens"] = reply.thinking_tokens
+    if reply.problem:
+        record["usage_problem"] = reply.problem
+    if keep_text:
+        record["answer"] = reply.text
+        if reply.thinking:
+            record["thinking"] = reply.thinking
+    return record
 
 
 def meta_path(path: Path) -> Path:

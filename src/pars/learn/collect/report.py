@@ -27,6 +27,7 @@ class CollectReport:
         failures: Requests without an answer, by kind; most were asked again.
         given_up: By kind, (row of the prompts, sample, what was said) of those that were not.
         problems: Answers without a length, by why.
+        left_out: By endpoint, why it was asked no more.
         stopped: Why the run ended before all was asked.
     """
 
@@ -42,6 +43,7 @@ class CollectReport:
     failures: Counter[str] = field(default_factory=Counter)
     problems: Counter[str] = field(default_factory=Counter)
     given_up: dict[str, list[tuple[int, int, str]]] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
     stopped: str | None = None
     interrupted: bool = False
     seconds: float = 0.0
@@ -110,6 +112,7 @@ class CollectReport:
         if self.failures:
             told = ", ".join(f"{count:,} {kind}" for kind, count in self.failures.most_common())
             lines.append(f"requests without an answer: {told}; {self.num_retries:,} asked again")
+        lines += [f"left out: {url}: {why}" for url, why in self.left_out.items()]
         for kind, rows in self.given_up.items():
             lines.append(f"given up, {kind}: {len(rows):,}")
             lines += [

@@ -59,6 +59,22 @@ def request(request_id, arrival_s, prompt_tokens, output_tokens):
     return WorkloadRequest(request_id, arrival_s, None, prompt_tokens, output_tokens)
 
 
+def test_a_trace_without_prompts_is_simulated_with_nothing_said(tmp_path):
+    """No ranker can score its requests: first come, first served beside perfect knowledge."""
+    trace, workload, out = (tmp_path / name for name in ("trace.csv", "workload.jsonl", "out"))
+    rows = [f"2023-11-16 18:00:{n:02}.0,{10 + n},{5 + n}" for n in range(20)]
+    trace.write_text("\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *rows]))
+    made = ["workload", "--trace", str(trace), "--output", str(workload)]
+    assert CliRunner().invoke(commands, made).exit_code == 0
+
+    asked = ["simulate", "--workload", str(workload), "--output-dir", str(out)]
+    done = CliRunner().invoke(commands, asked)
+
+    assert done.exit_code == 0, done.output
+    report = json.loads((out / "report.json").read_text())
+    assert [row["policy"] for row in report["figures"]] == ["fcfs", "oracle@1.33x", "oracle"]
+
+
 @pytest.fixture
 def workload(tmp_path):
     path = tmp_path / "load.jsonl"
@@ -271,7 +287,7 @@ def test_what_would_i_gain_is_one_command(tmp_path):
     report = json.loads((out / "report.json").read_text())
     assert {(row["policy"], row["rate"]) for row in report["figures"]} == {
         (policy, rate)
-        for policy in ("fcfs", "ranker", "oracle", "ranker@30")
+        for policy in ("fcfs", "online@1.33x", "ranker@1.33x", "oracle")
         for rate in (2.0, 8.0)
     }
     assert (out / "report.html").exists()

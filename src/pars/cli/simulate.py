@@ -25,16 +25,20 @@ def comma_list(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
+WITH_PROMPTS = "fcfs,online@1.33x,ranker@1.33x,oracle"
+WITHOUT_PROMPTS = "fcfs,oracle@1.33x,oracle"
+
+
 @click.command()
 @click.option("--workload", type=PATH, help="A file of `pars workload`; or give --records.")
 @record_options
 @click.option(
     "--policies",
-    default="fcfs,online@1.33x,ranker@1.33x,oracle",
-    show_default=True,
+    default="",
     help="fcfs, ranker (of several: ranker:NAME), online (learns as answers end), oracle,"
     " prompt-length, max-tokens, reversed;"
-    " NAME@30 is overtaken by 30 s at most, NAME@1.33x waits 1.33 times as long at most.",
+    " NAME@30 is overtaken by 30 s at most, NAME@1.33x waits 1.33 times as long at most."
+    f"  [default: {WITH_PROMPTS}; without prompts {WITHOUT_PROMPTS}]",
 )
 @click.option(
     "--rates",
@@ -101,7 +105,8 @@ def _simulate(asked: dict[str, Any]) -> bool:
         raise ParsError("give --workload (a file of `pars workload`) or --records, and not both")
     if path is None:
         path, rates = _workload_of_records(asked, preset, rates)
-    policies, rankers = told_apart(comma_list(asked["policies"]), asked["rankers"])
+    names = comma_list(asked["policies"] or _usual_policies(path))
+    policies, rankers = told_apart(names, asked["rankers"])
     plan = SweepPlan(
         workload=path,
         policies=policies,
@@ -121,6 +126,14 @@ def _simulate(asked: dict[str, Any]) -> bool:
             return stack.enter_context(bar).update
 
         return run_sweep(plan, progress)
+
+
+def _usual_policies(workload: Path) -> str:
+    """What the gateway does by default, with perfect knowledge beside it, as far as can be told."""
+    from pars.prove.workload.workload import open_workload
+
+    _, requests = open_workload(workload)
+    return WITHOUT_PROMPTS if next(requests).prompt is None else WITH_PROMPTS
 
 
 def _preset(asked: dict[str, Any]) -> "EnginePreset":

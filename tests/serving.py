@@ -33,9 +33,9 @@ def serve_in_thread(app: Any, **config: Any) -> Iterator[str]:
         assert not thread.is_alive(), "the server did not stop"
 
 
-def eventually(condition: Callable[[], bool]) -> None:
+def eventually(condition: Callable[[], bool], *, within_s: float = DEADLINE_S) -> None:
     """Return once `condition` holds; fail when it does not within the deadline."""
-    deadline_s = time.monotonic() + DEADLINE_S
+    deadline_s = time.monotonic() + within_s
     pause = threading.Event()
     while not condition():
         assert time.monotonic() < deadline_s, "the condition never came true"

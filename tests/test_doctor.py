@@ -528,8 +528,11 @@ def contested(*, obeys: bool, count: int = 200) -> list[Outcome]:
                 answer_tokens=10,
                 expected_tokens=900.0 if number % 2 else 10.0,
                 wait_s=now_s - arrival_s,
+                engine_wait_s=now_s - arrival_s,
                 total_s=now_s - arrival_s + 0.2,
                 key=round(key_s * 1e6),
+                prompt_tokens=10,
+                status=200,
             )
         )
         now_s += 0.2

@@ -23,7 +23,7 @@ from pars.doctor.outcomes import ranker_finding, waits_finding
 from pars.doctor.probe import key_header
 from pars.doctor.traffic import judged_ranker, longest_wait, serving_ranker, traffic_findings
 from pars.errors import ParsError
-from pars.outcomes.queue_order import WINDOW, contests_of
+from pars.outcomes.queue_order import WINDOW, Waited, contests_of
 from pars.outcomes.records import OutcomesRead, read_outcomes
 from pars.scheduling.engines import ENGINES, FOREIGN, NONE, Engine, EngineTold, contradictions
 from pars.scheduling.policies.shortest_first import DEFAULT_MAX_OVERTAKE_S
@@ -79,7 +79,8 @@ def diagnose(options: DoctorOptions) -> Report:
     upstream = Upstream(options.endpoint, connect_timeout_s=options.patience_s)
     read = None if options.outcomes is None else read_outcomes(options.outcomes)
     latest = read.outcomes[-WINDOW:] if read else []
-    seen = replace(asyncio.run(_look(upstream, options)), contests=contests_of(latest))
+    contests = contests_of(filter(None, map(Waited.of, latest)))
+    seen = replace(asyncio.run(_look(upstream, options)), contests=contests)
     findings = engine_findings(seen)
     if seen.is_up:
         findings += traffic_findings(seen)

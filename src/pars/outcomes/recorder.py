@@ -19,6 +19,7 @@ from dataclasses import replace
 from pars.outcomes.answers import CUT_SHORT_FIRST, Answer, AnswerFacts
 from pars.outcomes.decision import Decision
 from pars.outcomes.engine_lengths import DESK, Desk, Finished
+from pars.outcomes.lateness import Lateness
 from pars.outcomes.metrics import OutcomeMetrics
 from pars.outcomes.records import Outcome
 from pars.request.body import ASGIApp, ByteBudget, Message, Receive, Scope, Send
@@ -51,6 +52,9 @@ class Recorder:
         grace_s: How long that is waited for after an answer's last byte.
         limits_are_ends: Limits stand in for the model's own end, as in benchmarks: an answer that
             reaches its limit was not cut short.
+
+    Attributes:
+        lateness: Of this process; looked at while somebody keeps looking.
     """
 
     def __init__(
@@ -73,6 +77,7 @@ class Recorder:
         self._desk = desk
         self._grace_s = grace_s
         self._limits_are_ends = limits_are_ends
+        self.lateness = Lateness()
         self._budget = ByteBudget(MAX_HELD_BYTES)
         self._late: dict[_Watch, asyncio.TimerHandle] = {}
 
@@ -80,7 +85,9 @@ class Recorder:
         self, app: ASGIApp, decision: Decision, scope: Scope, receive: Receive, send: Send
     ) -> None:
         """Hand the request to `app` and watch what passes; raises what `app` raises."""
-        watch = _Watch(decision, Answer(self._budget), receive, send, self._when_begun)
+        watch = _Watch(
+            decision, Answer(self._budget), receive, send, self._when_begun, self.lateness
+        )
         if self._desk.is_open:
             scope = self._await_engine(watch, scope, decision.request_id)
         try:
@@ -170,6 +177,7 @@ class _Watch:
         receive: Receive,
         send: Send,
         when_begun: Callable[[Decision], None] | None,
+        lateness: Lateness,
     ) -> None:
         self.decision = decision
         self.answer = answer
@@ -181,6 +189,9 @@ class _Watch:
         self._receive = receive
         self._send = send
         self._when_begun = when_begun
+        self._lateness = lateness
+        self._handed_on_s: float | None = None
+        self._saw_late = False
         self._first_byte_s: float | None = None
         self._client_left = False
         self._is_lost = False
@@ -189,6 +200,9 @@ class _Watch:
         message = await self._receive()
         if message["type"] == "http.disconnect" and not self.answer.is_whole:
             self._client_left = True
+        elif message["type"] == "http.request" and not message.get("more_body", False):
+            self._handed_on_s = time.perf_counter()
+            self._saw_late = self._lateness.is_late
         return message
 
     async def send(self, message: Message) -> None:
@@ -208,6 +222,7 @@ class _Watch:
         elif message["type"] == "http.response.body":
             if self._first_byte_s is None and message.get("body"):
                 self._first_byte_s = time.perf_counter()
+                self._saw_late = self._saw_late or self._lateness.is_late
                 is_answer = self.answer.status is None or self.answer.status < 400
                 if self._when_begun is not None and is_answer:
                     self._when_begun(self.decision)
@@ -223,11 +238,13 @@ class _Watch:
         if self._is_lost:
             raise RuntimeError("a message could not be read")
         facts = self.answer.facts(client_left=self._client_left)
-        wait_s = None
+        wait_s = engine_wait_s = None
         if self._first_byte_s is not None:
             wait_s = self._first_byte_s - self.decision.began_s
+            if self._handed_on_s is not None and not self._saw_late:
+                engine_wait_s = self._first_byte_s - self._handed_on_s
         if self.finished:
-            wait_s = max(finished.queued_s for finished in self.finished)
+            wait_s = engine_wait_s = max(finished.queued_s for finished in self.finished)
             if len(self.finished) == self.num_answers:
                 facts = _told_by_engine(self.finished, facts)
         outcome = replace(
@@ -238,6 +255,7 @@ class _Watch:
             finish_reason=facts.finish_reason,
             status=self.answer.status,
             wait_s=wait_s,
+            engine_wait_s=engine_wait_s,
             total_s=self.end_s - self.decision.began_s,
         )
         return outcome, facts.known

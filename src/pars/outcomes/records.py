@@ -44,6 +44,8 @@ class Outcome:
         finish_reason: "stop", "length", "tool_calls"; "abort": the client left; "error": the
             answer broke off. Of several answers the one that was cut short.
         wait_s: In the engine's queue where the engine tells, else until the answer's first byte.
+        engine_wait_s: From its being handed on until the answer's first byte; None where either
+            moment is not known well, since this process was busy with other things.
         total_s: From arrival to the answer's last byte, by a clock that is never set.
         prompt_key: A keyed hash of the scored text: equal texts can be told without the text.
         prompt: The scored text, where it was kept and is not too old.
@@ -66,6 +68,7 @@ class Outcome:
     finish_reason: str | None = None
     status: int | None = None
     wait_s: float | None = None
+    engine_wait_s: float | None = None
     total_s: float | None = None
     prompt_key: str | None = None
     prompt: str | None = None

@@ -226,7 +226,7 @@ class PriorityMiddleware:
 
     def _record_requests(self, clock: Callable[[], float]) -> Recorder:
         metrics = OutcomeMetrics(self.metrics.registry)
-        observers: list[Callable[[Outcome], None]] = [self.order.observe]
+        observers: list[Callable[[Outcome], None]] = []
         if self.settings.outcomes:
             self._writer = OutcomeWriter(
                 Path(self.settings.outcomes), self.settings.outcome_limits(), metrics
@@ -243,12 +243,14 @@ class PriorityMiddleware:
 
     def _began(self, decision: Decision) -> None:
         """The engine begins to answer."""
+        self.order.began(decision)
         self.placing.began(decision)
         self.worth.began(decision)
         self._show_tenant(decision)
 
     def _ended(self, decision: Decision, outcome: Outcome) -> None:
         """An answer is known: what it truly took, and how long it was."""
+        self.order.ended(decision, outcome)
         self.worth.ended(decision, outcome)
         if self.tenants is not None:
             self.tenants.ended(decision, outcome)
@@ -279,7 +281,7 @@ class PriorityMiddleware:
             self._writer.start()
         policy = scheduling_policy(scope.get("app"))
         if policy is None:  # it is seen from who begins when
-            upkeep.append(self.order.keep_judging())
+            upkeep += [self.order.keep_judging(), self._recorder.lateness.keep_looking()]
         else:
             self.order.told(policy)
         self._upkeep = [asyncio.create_task(work) for work in upkeep]

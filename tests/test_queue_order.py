@@ -216,15 +216,19 @@ def test_a_gateway_sees_by_itself_what_its_engine_does(
     engine = FakeEngine(num_slots=1, token_s=0.004, obeys_priority=obeys)
     is_seen = threading.Event()
 
+    def ask(url: str, number: int) -> None:
+        body = {"prompt": "x" * (1000 if number % 2 else 1), "stream": True, "user": str(number)}
+        assert httpx.post(f"{url}/v1/completions", json=body, timeout=60).is_success
+
     def keep_asking(url: str, client: int) -> None:
         for number in itertools.count(client):
             if is_seen.is_set():
                 return
-            prompt = "x" * (1000 if number % 2 else 1)
-            body = {"prompt": prompt, "stream": True, "user": str(number)}
-            assert httpx.post(f"{url}/v1/completions", json=body, timeout=60).is_success
+            ask(url, number)
 
     with engine.served() as up, gateway_to(up, tmp_path) as (url, app):
+        for number in range(6):  # each alone, so that it is seen how long a prompt is read
+            ask(url, number)
         threads = [threading.Thread(target=keep_asking, args=(url, it)) for it in range(16)]
         for thread in threads:
             thread.start()

@@ -240,6 +240,18 @@ def test_an_engine_that_answered_a_priority_is_not_taken_for_one_that_refuses() 
     assert not known.refuses
 
 
+def test_a_client_that_fails_anyway_proves_nothing_for_the_engine() -> None:
+    """After its eight faults an engine that says that it refuses is believed all the same."""
+    known = known_engine("vllm-body")
+    for _ in range(MOST_FRUITLESS):
+        known.fail_alike()
+    known.suspect()
+    assert known.is_suspect
+
+    known.refuse(400, ALICE, says_so=True)
+    assert known.refuses
+
+
 def test_what_an_engine_refuses_does_not_outlive_its_end() -> None:
     """Nor does what it accepted: what comes back may be another."""
     known = known_engine("vllm-body")

@@ -1,5 +1,6 @@
 """The gateway before engines as they are: loading, restarted, mixed, foreign, or refusing."""
 
+import errno
 import itertools
 import json
 import socket
@@ -11,8 +12,10 @@ from typing import Any
 
 import httpx
 import pytest
+from aiohttp import ClientConnectorError
 
 from gateways import counted, gateway_to, read_request, scripted_upstream
+from pars.serving.connections import Pool
 from pars.serving.gateway import Gateway
 from pars.serving.known_engine import NOT_KNOWN
 
@@ -223,6 +226,28 @@ def test_an_engine_that_is_gone_is_not_known_any_more(tmp_path: Path) -> None:
             eventually(lambda: app.known.state == "vllm")
         eventually(lambda: app.known.state == NOT_KNOWN)
         assert httpx.get(f"{url}/pars/health").json()["engine"] == NOT_KNOWN
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EADDRNOTAVAIL])
+def test_a_gateway_out_of_files_does_not_take_its_engine_for_gone(
+    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever opens many connections would else turn the ordering off for all."""
+    engine = Engine(version={"version": "0.32.0"})
+    num_tried = 0
+
+    async def line(self: Pool, *, is_new: bool = False) -> Any:
+        nonlocal num_tried
+        num_tried += 1
+        raise ClientConnectorError(None, OSError(number, "none left"))  # type: ignore[arg-type]
+
+    with before(engine, tmp_path) as (url, app):
+        eventually(lambda: app.known.state == "vllm")
+        monkeypatch.setattr(Pool, "line", line)
+        answer = asked(url)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "no_connections_left")
+        eventually(lambda: num_tried > 3)  # the watch has asked too
+        assert app.known.state == "vllm"
 
 
 # When it refuses

@@ -1,5 +1,6 @@
 """A client's own priority gets to the engine on no path, and no other byte of a body changes."""
 
+import gzip
 import json
 import re
 import subprocess
@@ -92,6 +93,23 @@ def test_what_is_no_json_passes_as_it_came(tmp_path: Path, kind: str) -> None:
     body = b"x" * 5000 + b'"priority"'
     with before("vllm", tmp_path, max_body_bytes=4096) as (url, upstream):
         assert sent(url, "/v1/embeddings", body, **{"content-type": kind}) == 200
+    assert upstream.bodies == [body]
+
+
+@pytest.mark.parametrize("name", ["content-encoding", "x-body-compressed", "X_Body_Compressed"])
+@pytest.mark.parametrize("path", ["/generate", "/v1/chat/completions", "/v1/embeddings"])
+def test_what_may_hide_in_a_compressed_body_does_not_pass(
+    tmp_path: Path, path: str, name: str
+) -> None:
+    """SGLang unpacks one, if it is told to. To what takes no priority it passes as it came."""
+    body = gzip.compress(OWN)
+    told = {name: "gzip", **JSON}
+    with before("sglang", tmp_path) as (url, upstream):
+        assert sent(url, path, body, **told) == 415
+        assert sent(url, path, FREE, **{"content-encoding": "identity", **JSON}) == 200
+    assert len(upstream.bodies) == 1
+    with before("none", tmp_path) as (url, upstream):
+        assert sent(url, path, body, **told) == 200
     assert upstream.bodies == [body]
 
 

@@ -75,7 +75,7 @@ class KnownEngine:
         self.named = named
         self.told: EngineTold | None = None
         self.warnings: tuple[str, ...] = ()
-        self.is_proven = self.is_suspect = False
+        self.is_proven = self.is_suspect = self._has_answered = False
         self.when_new: Callable[[], None] = lambda: None
         self._num_fruitless = 0
         self._metrics = metrics
@@ -162,7 +162,7 @@ class KnownEngine:
 
     def falter(self) -> None:
         """It does not answer as it did; if it was started anew, then perhaps with other options."""
-        self.is_proven = self.is_suspect = False
+        self.is_proven = self.is_suspect = self._has_answered = False
         self._num_fruitless = 0
         self._refused = []
         self._take_back()
@@ -170,7 +170,8 @@ class KnownEngine:
     def accept(self, status: int) -> None:
         """It answered `status` to a request that had a priority."""
         if 200 <= status < 300:
-            self.is_proven, self.is_suspect = True, False
+            self.is_proven = self._has_answered = True
+            self.is_suspect = False
             self._take_back()
 
     def fail_alike(self) -> None:
@@ -180,7 +181,7 @@ class KnownEngine:
 
     def suspect(self) -> None:
         """It spoke of priorities to a request that cannot be repeated: nobody knows why."""
-        self.is_suspect = not self.is_proven
+        self.is_suspect = not self._has_answered
 
     def refuse(self, status: int, caller: Caller, *, says_so: bool) -> None:
         """
@@ -195,7 +196,7 @@ class KnownEngine:
         self._metrics.refusals.inc()
         is_alone = not any(it.isdisjoint(caller) for it in self._refused)
         self._refused = [*self._refused[1 - MOST_CALLERS :], caller]
-        if self.is_proven or (is_alone and not says_so):
+        if self._has_answered or (is_alone and not says_so):
             return
         if not self.refuses:
             log.error(REFUSES, status)

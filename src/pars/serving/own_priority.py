@@ -17,6 +17,7 @@ from pars.serving.replies import send_error
 
 NO_JSON = (b"multipart/", b"application/octet-stream", b"image/", b"audio/", b"video/")
 NOT_UTF8 = "a large body must be UTF-8 (RFC 8259, section 8.1): this one has another encoding"
+CODED = "a compressed body cannot be read here: send it as it is"
 NOT_HELD = "too large to be read here, which this path needs: PARS_MAX_BODY_BYTES is the bound"
 
 
@@ -47,7 +48,11 @@ async def pass_without_own(
 
 
 async def is_refused(engine: Engine, body: HeldBody, scope: Scope, send: Send) -> bool:
-    """Whether the body is too large to be read, so that a client's own priority would pass."""
+    """Whether the body cannot be read, so that a client's own priority would pass."""
+    takes_body = engine.takes_priority and not engine.wants_header(scope["path"])
+    if takes_body and any(_is_coding(*field) for field in scope["headers"]):
+        await send_error(send, 415, "unsupported_encoding", CODED)
+        return True
     if body.outcome not in TOO_MUCH or engine.wants_header(scope["path"]):
         return False
     if not may_append(body.content()):
@@ -57,3 +62,11 @@ async def is_refused(engine: Engine, body: HeldBody, scope: Scope, send: Send) -
         await send_error(send, 413, "body_too_large", NOT_HELD)
         return True
     return False
+
+
+def _is_coding(name: bytes, value: bytes) -> bool:
+    """Whether a field says that the body is compressed; SGLang has one of its own for that."""
+    name = name.lower().replace(b"_", b"-")
+    if name == b"content-encoding":
+        return value.strip().lower() not in (b"", b"identity")
+    return name == b"x-body-compressed"

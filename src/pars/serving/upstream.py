@@ -12,6 +12,7 @@ frames a body, and Host, are always made here, from what is really sent.
 """
 
 import asyncio
+import errno
 import os
 import socket
 import ssl
@@ -30,6 +31,8 @@ from pars.serving.header_fields import HOP_BY_HOP, Headers
 
 MAX_PAGE_BYTES = 1 << 20
 MADE_HERE = HOP_BY_HOP | {b"host", b"content-length", b"expect"}
+# Why no connection can be had that says nothing about the upstream.
+OURS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL)
 KEY_FIELDS = frozenset((BEARER_HEADER, *KEY_HEADERS))
 
 # Sent twice they do the same as once (RFC 9110, section 9.2.2).
@@ -208,6 +211,9 @@ class Upstream:
             message = f"no connection to the upstream within {self._connect_timeout_s:g} seconds"
             raise UpstreamError(504, "upstream_connect_timeout", message) from error
         except FAILURES as error:
+            if getattr(error, "errno", None) in OURS:
+                message = f"the gateway can open no more connections: {_reason(error)}"
+                raise UpstreamError(503, "no_connections_left", message) from error
             where = "its proxy" if self.has_proxy else "the upstream"
             message = f"cannot connect to {where}: {_reason(error)}"
             raise UpstreamError(502, "upstream_unreachable", message) from error

@@ -51,7 +51,8 @@ async def _look(upstream: Upstream, replica: Replica, patience_s: float) -> bool
     except UpstreamError as error:
         if error.code == "upstream_timeout":
             return True
-        replica.problem = str(error)
+        if error.code != "no_connections_left":  # which is our own fault
+            replica.problem = str(error)
         return False
     replica.problem = f"its /health answers HTTP {status}" if status >= 500 else ""
     return False

@@ -30,12 +30,15 @@ ADMIN = {"authorization": f"Bearer {KEY}"}
 @contextmanager
 def served(folder: Path, **settings: Any) -> Iterator[tuple[str, Gateway, FakeEngine]]:
     engine = FakeEngine(num_slots=1, token_s=0.002)
-    chosen = {"admin_key": KEY, "state": str(folder / "state"), "max_overtake_s": float("inf")}
-    with (
-        engine.served() as up,
-        gateway_to(up, folder, settings=chosen | settings) as (url, app),
-    ):
+    with engine.served() as up, gateway_at(up, folder, **settings) as (url, app):
         yield url, app, engine
+
+
+@contextmanager
+def gateway_at(upstream: str, folder: Path, **settings: Any) -> Iterator[tuple[str, Gateway]]:
+    chosen = {"admin_key": KEY, "state": str(folder / "state"), "max_overtake_s": float("inf")}
+    with gateway_to(upstream, folder, settings=chosen | settings) as (url, app):
+        yield url, app
 
 
 def ctl(url: str, **asked: Any) -> httpx.Response:
@@ -120,27 +123,34 @@ def test_what_waits_keeps_its_place_when_the_policy_changes(tmp_path: Path) -> N
 
 
 def test_a_change_that_is_kept_outlives_a_restart(tmp_path: Path) -> None:
-    """The others do not."""
-    with served(tmp_path) as (url, _, _):
-        ctl(url, policy="1.25x", keep=True)
-        ctl(url, shadow="on")
-    with served(tmp_path) as (url, app, _):
-        eventually(lambda: app.control.state["policy"] == "1.25x")
-        assert app.control.state["shadow"] == "off"
+    """The others do not, and a gateway before another engine has its own."""
+    with FakeEngine().served() as upstream, FakeEngine().served() as another:
+        with gateway_at(upstream, tmp_path) as (url, _):
+            ctl(url, policy="1.25x", keep=True)
+            ctl(url, shadow="on")
+        with gateway_at(upstream, tmp_path) as (url, app):
+            eventually(lambda: app.control.state["policy"] == "1.25x")
+            assert app.control.state["shadow"] == "off"
+        with gateway_at(another, tmp_path) as (url, app):
+            assert httpx.get(f"{url}/pars/health", trust_env=False).is_success
+            assert app.control.state["policy"] == "default"
 
 
 def test_a_damaged_file_of_kept_changes_costs_nothing(tmp_path: Path) -> None:
     """The gateway starts as it is told on its command line."""
-    (tmp_path / "state").mkdir()
-    (tmp_path / "state/control.json").write_text('{"policy": 7')
-    with served(tmp_path) as (url, app, _):
-        assert httpx.get(f"{url}/pars/ctl", headers=ADMIN, trust_env=False).json() == {
-            "policy": "default",
-            "shadow": "off",
-            "learn": "on",
-            "ranker": "",
-        }
-        assert app.control.state["policy"] == "default"
+    with FakeEngine().served() as upstream:
+        with gateway_at(upstream, tmp_path) as (url, _):
+            ctl(url, policy="1.25x", keep=True)
+        [kept] = (tmp_path / "state").glob("control-*.json")
+        kept.write_text('{"policy": 7')
+        with gateway_at(upstream, tmp_path) as (url, app):
+            assert httpx.get(f"{url}/pars/ctl", headers=ADMIN, trust_env=False).json() == {
+                "policy": "default",
+                "shadow": "off",
+                "learn": "on",
+                "ranker": "",
+            }
+            assert app.control.state["policy"] == "default"
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,11 @@ page and in the metrics, and can be taken back. `keep` lets it outlive a restart
 """
 
 import asyncio
+import hashlib
 import hmac
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,6 @@ from pars.serving.replies import send_error, send_json
 log = logging.getLogger("pars")
 
 CTL_PATH = "/pars/ctl"
-KEPT_FILE = "control.json"
 MAX_BODY_BYTES = 4096
 MOST_CHANGES = 32  # that can be taken back
 SWITCHES = {"on": True, "off": False}
@@ -43,11 +44,15 @@ class Control:
 
     Args:
         folder: Where changes are kept that are to outlive a restart; None: nowhere.
+        upstreams: Their URLs. Gateways before others may share the folder, and keep their own.
     """
 
-    def __init__(self, middleware: PriorityMiddleware, folder: Path | None) -> None:
+    def __init__(
+        self, middleware: PriorityMiddleware, folder: Path | None, upstreams: Sequence[str]
+    ) -> None:
         self._middleware = middleware
-        self._folder = folder
+        name = hashlib.sha256("\n".join(sorted(upstreams)).encode()).hexdigest()[:16]
+        self._kept = None if folder is None else folder / f"control-{name}.json"
         settings = middleware.settings
         self._state: State = {"policy": "default", "shadow": "off"}
         self._state["learn"] = settings.learn
@@ -88,16 +93,16 @@ class Control:
 
     async def restore(self) -> None:
         """Carry out what was kept, if anything was; a damaged file is said, and costs nothing."""
-        if self._folder is None:
+        if self._kept is None:
             return
         try:
-            kept = json.loads(read_regular(self._folder / KEPT_FILE))
+            kept = json.loads(read_regular(self._kept))
             await self._carry_out(self._state | self._checked(kept))
             log.warning("as an operator has set it: %s", json.dumps(self._state))
         except FileNotFoundError:
             return
         except (OSError, ValueError, RecursionError, ParsError) as error:
-            log.error("%s is left out: %s", self._folder / KEPT_FILE, one_line(error))
+            log.error("%s is left out: %s", self._kept, one_line(error))
 
     def _checked(self, asked: Any) -> State:
         if not isinstance(asked, dict):
@@ -140,13 +145,13 @@ class Control:
             raise ParsError(f"policy: {want}, not {text}") from None
 
     def _keep(self) -> None:
-        if self._folder is None:
+        if self._kept is None:
             raise ParsError("keep: this gateway has no state folder (--state)")
         try:
-            with written_whole(self._folder / KEPT_FILE, is_private=True) as file:
+            with written_whole(self._kept, is_private=True) as file:
                 file.write(json.dumps(self._state).encode())
         except OSError as error:
-            raise ParsError(f"{self._folder}: {error.strerror or error}") from error
+            raise ParsError(f"{self._kept}: {error.strerror or error}") from error
 
 
 async def answer_ctl(

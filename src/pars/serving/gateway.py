@@ -95,7 +95,8 @@ class Gateway:
             holds=self._holds,
         )
         self._api_keys = [key.encode() for key in settings.client_keys]
-        self.control = Control(self.middleware, settings.state_folder)
+        urls = [it.base for it in self.upstreams]
+        self.control = Control(self.middleware, settings.state_folder, urls)
         self.reload = Reload(self._parts_to_reload())
         self.pages = Pages(self.upstreams, self.middleware, self.known, self.registry, self.hold)
 

@@ -207,23 +207,23 @@ def test_words_are_told_by_letters_digits_and_signs():
 
 
 def test_the_start_and_the_end_of_a_long_text_are_read():
-    """192 words and 64, whether it is a little too long or very much."""
+    """128 words and 48, whether it is a little too long or very much."""
     words = WordHashes(SECRET, {})
     for num_words in (300, 30_000):
         text = " ".join(f"w{it:05d}" for it in range(num_words))  # each a letter and a number
-        expected = [words.of(text[start:][:700])[0] for start in (0, len(text) - 32 * 7)]
+        expected = [words.of(text[start:][:700])[0] for start in (0, len(text) - 24 * 7)]
         read = words.of(text)[0]
-        assert read[:192].tolist() == expected[0][:192].tolist()
-        assert read[192:].tolist()[-63:] == expected[1].tolist()[-63:]
+        assert read[:128].tolist() == expected[0][:128].tolist()
+        assert read[128:].tolist()[-47:] == expected[1].tolist()[-47:]
 
 
 def test_the_end_of_a_text_without_spaces_is_read_too():
-    """Of 300 different characters the first 192 and the last 64."""
+    """Of 300 different characters the first 128 and the last 48."""
     words = WordHashes(SECRET, {})
     text = "".join(chr(0x4E00 + number) for number in range(300))
     each = [int(words.of(it)[0][0]) for it in text]
 
-    assert words.of(text)[0].tolist() == each[:192] + each[-64:]
+    assert words.of(text)[0].tolist() == each[:128] + each[-48:]
 
 
 def test_what_is_remembered_of_words_is_bounded():
@@ -314,6 +314,28 @@ def test_a_damaged_file_costs_what_it_held(tmp_path: Path, damage: str):
     num_learned = State(tmp_path).load().num_learned
 
     assert num_learned == {"cut": 39, "flip": 39}.get(damage, 40)
+
+
+def test_what_an_older_version_learned_is_begun_anew(tmp_path: Path):
+    """Its snapshot and its logs count for nothing; the next snapshot takes their place."""
+    older = State(tmp_path)
+    older.snapshot(taught(older, 40).model)
+    with np.load(tmp_path / "model.npz") as stored:
+        arrays = dict(stored)
+    note = json.loads(arrays["note"].tobytes()) | {"format": 3}
+    arrays["note"] = np.frombuffer(json.dumps(note).encode(), np.uint8)
+    np.savez(tmp_path / "model.npz", **arrays)
+    for log in tmp_path.glob("learned-*.log"):
+        log.write_bytes(log.read_bytes().replace(b"P4", b"P3") * 10)
+        os.utime(log, (0, 0))
+
+    state = State(tmp_path)
+    ranker = taught(state, 7)
+
+    assert ranker.model.num_learned == 7
+    assert state.snapshot(ranker.model)
+    assert len(list(tmp_path.glob("learned-*.log"))) == 1
+    assert State(tmp_path).load().num_learned == 7
 
 
 def test_a_secret_that_was_cut_is_made_anew(tmp_path: Path):

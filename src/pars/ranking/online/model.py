@@ -1,7 +1,8 @@
 """
 A linear model of log answer tokens that takes one step for each finished request. numpy only.
 
-    wide    a weight for each hashed feature, AdaGrad (Duchi, Hazan, Singer 2011, JMLR 12:2121)
+    wide    a weight for each hashed feature and how unsure it is: a Kalman filter of weights that
+            are taken for independent (AROW: Crammer, Kulesza, Dredze 2009, NIPS 22)
     dense   weights of the short vector, recursive least squares (Plackett 1950, Biometrika 37:149)
 
 Both go for the same error, of the standardised log(1 + tokens). An answer that was cut short is
@@ -17,15 +18,17 @@ from numpy.typing import NDArray
 
 from pars.ranking.online.reading import NUM_DENSE, NUM_SLOTS, Reading
 
-RATE = 0.2
-FIRST_SQUARES = 1e-2  # of AdaGrad
+# Variance of a weight before any answer, in that of an answer; and at least, so that weights of
+# words that all have heard a thousand times still follow a change.
+FIRST_VARIANCE, LEAST_VARIANCE = 1.5, 0.03
+FACT_SCALE, CROSSED_SCALE = 1.4, 0.5  # of the values of who asks, and of words with who asks
 STACKED_WEIGHT = 0.3  # of an offline ranker's word before any answer: a tau-b of about 0.2
-PRIOR = 5.0  # ridge of the dense weights, in requests
-MAX_ERROR = 3.0  # standard deviations that one answer counts for (Huber 1964): one caller's
+PRIOR = 2.0  # ridge of the dense weights, in requests
+MAX_ERROR = 2.0  # standard deviations that one answer counts for (Huber 1964): one caller's
 # odd answers move the weights that others share only so far
 NUM_CALLERS = 1 << 12  # told apart; more share
 MEMORY = 0.02  # of a caller's answers, so about the last fifty
-FIRST_VARIANCE = 2.0  # a caller is taken at his word until his own answers outweigh this
+CALLER_PRIOR = 2.0  # a caller is taken at his word until his own answers outweigh this
 ENOUGH_SLOPE = 2.0  # answers count in full from a slope of one half on
 FIRST_DEVIATION = 1.0  # of log tokens, before there are two answers
 LEAST_DEVIATION = 0.1  # of log tokens; equal answers have none
@@ -52,7 +55,7 @@ class Callers:
         """What his answer counts for, 0 to 1, by those before it; and take it down."""
         row = self.sums[caller % NUM_CALLERS]
         mean_expected, mean_came, covariance, variance = map(float, row)
-        slope = (covariance + FIRST_VARIANCE) / (variance + FIRST_VARIANCE)
+        slope = (covariance + CALLER_PRIOR) / (variance + CALLER_PRIOR)
         at, off = expected - mean_expected, min(max(came - mean_came, -MAX_ERROR), MAX_ERROR)
         row[:] = (
             mean_expected + at * MEMORY,
@@ -69,11 +72,12 @@ class OnlineModel:
 
     Attributes:
         num_learned: Answers so far.
+        slots: [NUM_SLOTS] of each feature its weight, and as the imaginary part its variance: one
+            look finds both.
     """
 
     def __init__(self) -> None:
-        self.weights = np.zeros(NUM_SLOTS, dtype=np.float32)
-        self.squares = np.full(NUM_SLOTS, FIRST_SQUARES, dtype=np.float32)
+        self.slots = np.full(NUM_SLOTS, 1j * FIRST_VARIANCE, dtype=np.complex64)
         self.dense = np.zeros(NUM_DENSE)
         self.dense[-1] = STACKED_WEIGHT
         self.covariance = np.eye(NUM_DENSE) / PRIOR
@@ -92,12 +96,13 @@ class OnlineModel:
 
     def predict(self, reading: Reading) -> float:
         """The expected log(1 + tokens)."""
-        shared, own = self._parts(reading)
+        shared, own = self._parts(reading, self.slots.take(reading.ids).real)
         return self.mean + self.deviation * (shared + own)
 
     def learn(self, reading: Reading, log_tokens: float, *, is_lower_bound: bool = False) -> float:
         """One step towards an answer of that log(1 + tokens); what was expected before it."""
-        shared, own = self._parts(reading)
+        told = self.slots.take(reading.ids)
+        shared, own = self._parts(reading, told.real)
         expected = self.mean + self.deviation * (shared + own)
         if is_lower_bound and log_tokens <= expected:
             return expected
@@ -105,39 +110,41 @@ class OnlineModel:
         came = (log_tokens - self.mean) / self.deviation
         error = min(max(came - shared - own, -MAX_ERROR), MAX_ERROR)
         trust = self.callers.trust(reading.caller, shared, came)
-        self._step(reading, error, trust)
+        self._step(reading, told, error, trust)
         seen = self.covariance @ reading.dense
-        gain = trust * seen / (1.0 + trust * (reading.dense @ seen))
+        gain = seen * (trust / (1.0 + trust * float(reading.dense @ seen)))
         self.dense += gain * error
         np.multiply(gain[:, None], seen, out=self._change)
         self.covariance -= self._change
         return expected
 
-    def _parts(self, reading: Reading) -> tuple[float, float]:
+    def _parts(self, reading: Reading, weights: NDArray[np.float32]) -> tuple[float, float]:
         """What all callers' answers say of the text, and what those of this caller add."""
-        told, num_text = self.weights.take(reading.ids), reading.num_text
+        num_text = reading.num_text
         end = num_text + reading.num_facts
-        text, fact = _scales(reading)
-        shared = self.dense @ reading.dense + text * np.add.reduce(told[:num_text])
-        own = fact * np.add.reduce(told[num_text:end]) + text * np.add.reduce(told[end:])
+        text, fact, crossed = _scales(reading)
+        shared = self.dense @ reading.dense + text * np.add.reduce(weights[:num_text])
+        own = fact * np.add.reduce(weights[num_text:end]) + crossed * np.add.reduce(weights[end:])
         return float(shared), float(own)
 
-    def _step(self, reading: Reading, error: float, trust: float) -> None:
-        """AdaGrad, of all slots at once."""
-        ids, num_text = reading.ids, reading.num_text
-        end = num_text + reading.num_facts
-        text, fact = _scales(reading)
-        scales = np.full(len(ids), text, np.float32)
-        scales[:num_text] *= trust
-        scales[num_text:end] = fact
-        scales *= error
-        squares = self.squares.take(ids)
-        squares += scales * scales
-        self.squares[ids] = squares
-        scales *= RATE
-        scales /= np.sqrt(squares, out=squares)
-        scales += self.weights.take(ids)
-        self.weights[ids] = scales
+    def _step(
+        self, reading: Reading, told: NDArray[np.complex64], error: float, trust: float
+    ) -> None:
+        """One of the Kalman filter, of all slots at once; `told` is what they hold."""
+        num_text = reading.num_text
+        text, fact, crossed = _scales(reading)
+        scales = np.full(len(told), crossed, np.float32)
+        scales[:num_text] = text * trust
+        scales[num_text : num_text + reading.num_facts] = fact
+        weights, variances = told.real, told.imag
+        moves = variances * scales
+        gains = moves / (1.0 + moves @ scales)
+        moves *= gains
+        variances -= moves
+        np.maximum(variances, LEAST_VARIANCE, out=variances)
+        gains *= error
+        weights += gains
+        self.slots[reading.ids] = told
 
     def _count(self, log_tokens: float) -> None:
         """Welford's running mean and deviation (1962, Technometrics 4:419)."""
@@ -148,16 +155,15 @@ class OnlineModel:
 
     def forget(self, slots: NDArray[np.int64]) -> None:
         """Wipe the weights of these slots, and what callers of such a name are taken for."""
-        self.weights[slots] = 0.0
-        self.squares[slots] = FIRST_SQUARES
+        self.slots[slots] = 1j * FIRST_VARIANCE
         self.callers.sums[slots % NUM_CALLERS] = 0.0
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Everything that was learned."""
         scalars = np.array([self.num_learned, self.mean, self.squared_deviation])
         return {
-            "weights": self.weights,
-            "squares": self.squares,
+            "weights": self.slots.real,
+            "variances": self.slots.imag,
             "dense": self.dense,
             "covariance": self.covariance,
             "callers": self.callers.sums,
@@ -177,8 +183,8 @@ class OnlineModel:
             found = arrays.get(name)
             if found is None or found.shape != usual.shape or not np.isfinite(found).all():
                 raise ValueError(f"{name} is missing or damaged")
-        model.weights = arrays["weights"].astype(np.float32)
-        model.squares = np.maximum(arrays["squares"].astype(np.float32), FIRST_SQUARES)
+        model.slots.real = arrays["weights"]
+        model.slots.imag = np.clip(arrays["variances"], LEAST_VARIANCE, FIRST_VARIANCE)
         model.dense, model.covariance = arrays["dense"].copy(), arrays["covariance"].copy()
         model.callers.sums = arrays["callers"].copy()
         num_learned, model.mean, model.squared_deviation = arrays["scalars"].tolist()
@@ -186,10 +192,11 @@ class OnlineModel:
         return model
 
 
-def _scales(reading: Reading) -> tuple[float, float]:
+def _scales(reading: Reading) -> tuple[float, float, float]:
     """
-    What a feature counts for, of the text (with who asks, too) and of the facts: with them the
-    vector of each has the length one.
+    What a feature counts for, of the text, of the facts and of words with who asks: in vectors
+    of about the same length, however many they are.
     """
     num_facts = reading.num_facts
-    return 1 / math.sqrt(len(reading.ids) - num_facts or 1), 1 / math.sqrt(num_facts or 1)
+    text = 1 / math.sqrt(len(reading.ids) - num_facts or 1)
+    return text, FACT_SCALE / math.sqrt(num_facts or 1), CROSSED_SCALE * text

@@ -37,9 +37,9 @@ from pars.ranking.online.reading import NUM_DENSE, NUM_SLOTS, Reading
 
 SECRET_BYTES = 32
 FORGOTTEN = "forgotten"
-FORMAT = 3
+FORMAT = 4
 HEAD = struct.Struct("<2sHHHfBI")  # mark, ids, of text, of facts, log tokens, bound, checksum
-MARK = b"P3"
+MARK = b"P4"
 MAX_IDS = 2048
 MAX_RECORD_BYTES = HEAD.size + 4 * (MAX_IDS + NUM_DENSE)
 MOST_DAMAGED = 1000  # false beginnings of records, passed over one by one

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-NUM_FIRST, NUM_LAST = 192, 64  # words that are read of a long text
+NUM_FIRST, NUM_LAST = 128, 48  # words that are read of a long text
 MAX_WORDS = NUM_FIRST + NUM_LAST
 MAX_CHARS = 6_000  # in which the first words are sought; a third of it for the last ones
 MAX_PARTS = 1 << 15  # remembered; then the memory starts anew
@@ -22,6 +22,7 @@ NEW_LINE = "\ue000"  # stands for one while a text is parted; of private use, so
 # Letters, digits, one sign. Chinese, Japanese and Thai write words without a space between, so
 # there each character counts as one, and neighbours make the words.
 UNSPACED = "\u0e01-\u0e2e\u3041-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+HashArray = NDArray[np.uint64]
 WORD = re.compile(rf"[{UNSPACED}]|[^\W\d_{UNSPACED}]+|\d+|[^\w\s]")
 
 
@@ -35,6 +36,7 @@ class WordHashes(dict[str, bytes]):
 
     def __init__(self, secret: bytes, rows: Mapping[str, int]) -> None:
         self._secret, self._rows = secret[:64], rows
+        self._start, self._end = self._told("\0start"), self._told("\0end")
         self._keep_marks()
 
     def __missing__(self, part: str) -> bytes:
@@ -49,20 +51,27 @@ class WordHashes(dict[str, bytes]):
             self[part] = told
         return told
 
-    def of(self, text: str) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    def of(self, text: str) -> tuple[HashArray, HashArray]:
         """
         Hashes and vector rows (0: none) of the text's first and last words, [num_words].
         """
+        words = self.with_marks(text)[1:-1]
+        return words[:, 0], words[:, 1]
+
+    def with_marks(self, text: str) -> HashArray:
+        """The same as columns, between marks of start and end: [num_words + 2, 2]."""
         if len(text) <= MAX_CHARS:
-            parts = _spaced(text).split()
-            first, last = parts[:MAX_WORDS], parts[MAX_WORDS:][-NUM_LAST:]
+            parts = _spaced(text).split(None, NUM_FIRST)
+            if len(parts) > NUM_FIRST:
+                parts += parts.pop().rsplit(None, NUM_LAST)[-NUM_LAST:]
         else:
-            first = _spaced(text[:MAX_CHARS]).split(None, NUM_FIRST)[:NUM_FIRST]
-            last = _spaced(text[-MAX_CHARS // 3 :]).rsplit(None, NUM_LAST)[-NUM_LAST:]
-        read = self._of_parts(first + last)
-        if len(read) > MAX_WORDS:
-            read = np.concatenate([read[:NUM_FIRST], read[-NUM_LAST:]])
-        return read[:, 0], read[:, 1]
+            parts = _spaced(text[:MAX_CHARS]).split(None, NUM_FIRST)[:NUM_FIRST]
+            parts += _spaced(text[-MAX_CHARS // 3 :]).rsplit(None, NUM_LAST)[-NUM_LAST:]
+        told = b"".join([self._start, *map(self.__getitem__, parts), self._end])
+        read = np.frombuffer(told, dtype="<u8").reshape(-1, 2)
+        if len(read) > MAX_WORDS + 2:
+            read = np.concatenate([read[: NUM_FIRST + 1], read[-NUM_LAST - 1 :]])
+        return read
 
     def hashed(self, text: str) -> bytes:
         """The text's hash as a whole, 8 bytes."""
@@ -71,10 +80,6 @@ class WordHashes(dict[str, bytes]):
 
     def _told(self, word: str) -> bytes:
         return self.hashed(word) + self._rows.get(word, 0).to_bytes(8, "little")
-
-    def _of_parts(self, parts: list[str]) -> NDArray[np.uint64]:
-        told = b"".join(map(self.__getitem__, parts))
-        return np.frombuffer(told, dtype="<u8").reshape(-1, 2)
 
     def _keep_marks(self) -> None:
         self[NEW_LINE] = self._told("\n")

@@ -142,6 +142,7 @@ def test_each_path_with_a_priority_asks_pars() -> None:
     assert [
         path for path in (*READERS, *UNGENERATING) if not re.fullmatch(regex, "/team" + path)
     ] == []
+    assert re.fullmatch(regex, "/v1/completions%0A")
     assert not re.fullmatch(regex, "/v1/models")
 
 
@@ -159,6 +160,16 @@ def test_requests_get_keys_in_one_epoch_and_the_answers_are_learned(tmp_path: Pa
         lengths = sorted(one.get("answer_tokens") for one in outcomes(tmp_path))
         assert lengths == [4, 4, 7]
         assert it.end_pars(signal.SIGTERM) == 0
+
+
+def test_another_spelling_of_a_path_has_its_place_too(tmp_path: Path) -> None:
+    """FastAPI takes the first for the plain one, and reads the escapes of both."""
+    with bench(tmp_path) as it:
+        for path in ("/v1/completions%0A", "/v1/%63ompletions"):
+            httpx.post(it.url + path, json={"prompt": "a"}, headers={"X-Vllm-Priority": "-5"})
+            sent = dict(it.engine.asked[-1].headers)[b"x-vllm-priority"]
+            assert int(sent) > 0
+        eventually(lambda: sum(one["decision"] != "trusted" for one in outcomes(tmp_path)) == 2)
 
 
 def outcomes(folder: Path) -> list[dict[str, Any]]:

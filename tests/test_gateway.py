@@ -581,7 +581,11 @@ def test_names_that_are_no_text_leave_the_pages_readable(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "path", ["/v1//completions", "/v1/completions/", "/v1/completions;a=b", "/v1/./completions"]
+    "path",
+    [
+        *("/v1//completions", "/v1/completions/", "/v1/completions;a=b", "/v1/./completions"),
+        *("/v1/completions%0A", "/v1/completions/%0A", "/v1/%63ompletions", "/v1%2Fcompletions"),
+    ],
 )
 def test_another_spelling_of_a_path_is_scored_too(tmp_path: Path, path: str) -> None:
     """A server in between may take it for the plain one, and a client's own priority with it."""

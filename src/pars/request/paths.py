@@ -3,7 +3,7 @@
 import re
 from posixpath import normpath
 
-_ODD_SPELLING = re.compile(r"//|/\.|/$|;")
+_ODD_SPELLING = re.compile(r"//|/\.|/$|;|\s$")
 _PATH_PARAMETERS = re.compile(r";[^/]*")  # RFC 3986, section 3.3; Java's servers take them out
 
 # They generate nothing, and have `priority` in their bodies all the same: in vLLM 0.32
@@ -16,9 +16,14 @@ METHODS = ("POST", "PUT")
 
 
 def plain(path: str) -> str:
-    """The path as a server in between may take it: `/v1//completions/` is `/v1/completions`."""
+    """
+    The path as a server may take it: `/v1//completions/` is `/v1/completions`.
+
+    So is one with a line's end behind it, to Starlette, and so to vLLM and SGLang: the `$` at the
+    end of its routes matches before that.
+    """
     if _ODD_SPELLING.search(path):
-        return normpath(_PATH_PARAMETERS.sub("", path))
+        return normpath(_PATH_PARAMETERS.sub("", path.rstrip()))
     return path
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 from pars.scheduling.engines import PRIORITY_HEADER
 from pars.scheduling.trust import BEARER_HEADER, KEY_HEADERS, PRIVATE_HEADERS, Headers
@@ -22,7 +23,7 @@ class Told(NamedTuple):
     A request, without its body.
 
     Attributes:
-        path: With its query.
+        path: With its query, and its escapes read, as engines read them.
         peer: The address of who opened the connection to Envoy.
     """
 
@@ -44,10 +45,10 @@ def request_of(message: Any) -> Told:
         path = dict(headers).get(b":path", b"").decode("latin-1")
         # Nobody has taken the client's own priority away before.
         shown = [it for it in headers if not it[0].startswith(b":") and it[0] != PRIORITY_HEADER]
-        return Told(path, shown, peer)
+        return Told(unquote(path), shown, peer)
     named = ((name, attribute(f"request.headers['{name.decode()}']")) for name in ASKED_HEADERS)
     headers = [(name, value.encode("latin-1", "replace")) for name, value in named if value]
-    return Told(attribute("request.path"), headers, peer)
+    return Told(unquote(attribute("request.path")), headers, peer)
 
 
 def headers_of(told: Any) -> Headers:

@@ -5,7 +5,9 @@ import os
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from pars.cli.main import commands
 from pars.errors import DataError
 from pars.learn.data.pair_files import read_pairs
 from pars.learn.data.records import Row, length_unit_of, read_data
@@ -71,7 +73,7 @@ def test_fields_can_be_named(tmp_path):
     rows = [{"q": "p", "length": 1, "secs": 4.5, "model": "a"}, {"model": "b"}]
     path = write(tmp_path / "d.json", rows)
 
-    read = read_data(path, prompt_field="q", length_field="secs", where=[("model", "a")])
+    read = read_data(path, names=("q", None, "secs"), where=[("model", "a")])
 
     assert read == [Row(0, "p", 4.5, model="a")]
 
@@ -210,3 +212,28 @@ def test_an_answer_cut_short_is_known_by_its_finish_reason(tmp_path):
     path = write(tmp_path / "d.json", [{**row, "finish_reason": it} for it in ("length", "stop")])
 
     assert [row.is_censored for row in read_data(path)] == [True, False]
+
+
+def test_every_command_that_reads_a_log_takes_the_names_of_its_fields() -> None:
+    """Who may keep some of its rows may say where things stand in them."""
+    options = {
+        name: {it for parameter in command.params for it in parameter.opts}
+        for name, command in commands.commands.items()
+    }
+    reads = {name for name, known in options.items() if "--where" in known} | {"train"}
+
+    assert {"prepare", "train", "evaluate", "noise", "simulate", "workload"} <= reads
+    named = {"--prompt-field", "--answer-field", "--length-field"}
+    assert [name for name in sorted(reads) if not named <= options[name]] == []
+
+
+@pytest.mark.parametrize("command", ["noise --data", "evaluate --online"])
+def test_a_log_in_columns_of_its_own_is_read_by_their_names(tmp_path: Path, command: str) -> None:
+    """Without them its fields would not be found."""
+    rows = [{"wish": f"a b {n // 2}", "took": {"n": n}} for n in range(1, 61)]
+    log = [*command.split(), str(write(tmp_path / "log.json", rows))]
+    names = ["--prompt-field", "wish", "--length-field", "took.n"]
+
+    assert CliRunner().invoke(commands, log, standalone_mode=False).exception is not None
+    found = CliRunner().invoke(commands, [*log, *names], standalone_mode=False)
+    assert found.exception is None, found.output

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from pars.cli.learn import FILE, FOLDER, conditions, need
+from pars.cli.learn import FILE, FOLDER, conditions, field_options, names_in, need
 from pars.errors import ParsError
 
 
@@ -20,6 +20,7 @@ from pars.errors import ParsError
     type=FILE,
     help="Instead: replay this file in its order with the ranker that learns while it serves.",
 )
+@field_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON (with --online).")
 @click.option("--train-data", type=FILE, help="What TF-IDF is fitted on.  [default: other folds]")
 @click.option("--where", multiple=True, metavar="FIELD=VALUE", help="Keep only such rows; repeats.")
@@ -36,6 +37,7 @@ def evaluate(
     threshold: float,
     resamples: int,
     output_dir: Path | None,
+    **fields: str | None,
 ) -> None:
     """Compare a ranker's order with that of the answers' lengths."""
     from pars.files import write_json
@@ -43,7 +45,7 @@ def evaluate(
     if online is not None:
         if data is not None or ranker is not None:
             raise ParsError("--online takes no --data and no --ranker: it begins with nothing")
-        _evaluate_online(online, where, as_json)
+        _evaluate_online(online, names_in(fields), where, as_json)
         return
     if data is None:
         raise ParsError("give --data FILE, or --online FILE")
@@ -63,6 +65,7 @@ def evaluate(
         threshold=threshold,
         num_resamples=resamples,
         where=conditions(where),
+        names=names_in(fields),
     )
     print(render(result))
     if output_dir:
@@ -73,23 +76,34 @@ def evaluate(
         print(f"Written: {output_dir / 'evaluation.json'}, {output_dir / 'evaluation.png'}")
 
 
-def _evaluate_online(records: Path, where: tuple[str, ...], as_json: bool) -> None:
+def _evaluate_online(
+    records: Path,
+    names: tuple[str | None, str | None, str | None],
+    where: tuple[str, ...],
+    as_json: bool,
+) -> None:
     import json
 
     from pars.learn.evaluation.online import evaluate_online, render
 
-    result = evaluate_online(records, where=conditions(where))
+    result = evaluate_online(records, names=names, where=conditions(where))
     print(json.dumps(result.as_json(), indent=2) if as_json else render(result))
 
 
 @click.command()
 @click.option("--data", type=FILE, required=True, help="Prompts with several answers, or lengths.")
+@field_options
 @click.option("--where", multiple=True, metavar="FIELD=VALUE", help="Keep only such rows; repeats.")
 @click.option("--resamples", type=int, default=1000, show_default=True, help="For the intervals.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Random seed for sampling.")
 @click.option("--output-dir", type=FOLDER, help="Also write noise.json.")
 def noise(
-    data: Path, where: tuple[str, ...], resamples: int, seed: int, output_dir: Path | None
+    data: Path,
+    where: tuple[str, ...],
+    resamples: int,
+    seed: int,
+    output_dir: Path | None,
+    **fields: str | None,
 ) -> None:
     """Estimate the best possible tau-b from repeated answers."""
     from pars.files import write_json
@@ -98,7 +112,13 @@ def noise(
 
     if resamples < 100:
         raise ParsError(f"--resamples must be at least 100, not {resamples}")
-    result = measure_noise(data, num_resamples=resamples, where=conditions(where), seed=seed)
+    result = measure_noise(
+        data,
+        num_resamples=resamples,
+        where=conditions(where),
+        names=names_in(fields),
+        seed=seed,
+    )
     print(render(result))
     if output_dir:
         write_json(output_dir / "noise.json", result.as_json())

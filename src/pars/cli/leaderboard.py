@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from pars.cli.learn import FILE, FOLDER, conditions, need
+from pars.cli.learn import FILE, FOLDER, conditions, field_options, names_in, need
 from pars.cli.simulate import comma_list
 
 USUAL = (
@@ -31,6 +31,7 @@ USUAL = (
     show_default=True,
     help="Of the neural rivals: lite, or an encoder or decoder as for `pars train --model-name`.",
 )
+@field_options
 @click.option("--where", multiple=True, metavar="FIELD=VALUE", help="Keep only such rows; repeats.")
 @click.option("--conversation-field", help="What holds a conversation together.  [default: found]")
 @click.option("--test-share", type=float, default=0.2, show_default=True, help="Held out.")
@@ -66,6 +67,7 @@ def leaderboard(
     engine: str,
     slots: int,
     output_dir: Path | None,
+    **fields: str | None,
 ) -> None:
     """
     Compare predictors: order, calibration, cost and worth.
@@ -86,6 +88,7 @@ def leaderboard(
         num_test=num_test,
         seed=seed,
         where=conditions(where),
+        names=names_in(fields),
         conversation_field=conversation_field,
     )
     spelled = tuple("" if it == "none" else f"@{it}" for it in comma_list(bounds))

@@ -1,6 +1,6 @@
 """Commands of the learn lane that make a ranker: prepare, train, export."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,6 +29,25 @@ def need(command: str, libraries: tuple[str, ...]) -> None:
         raise MissingExtra(command, "train")
 
 
+_FIELD_OPTIONS = (
+    click.option("--prompt-field", help="The prompt's field, as a.b.c.  [default: found]"),
+    click.option("--answer-field", help="The answer's text, to be counted.  [default: found]"),
+    click.option("--length-field", help="The answer's length.  [default: found]"),
+)
+
+
+def field_options(command: _F) -> _F:
+    """The options that name the fields of records, for every command that reads some."""
+    for add in reversed(_FIELD_OPTIONS):
+        command = add(command)
+    return command
+
+
+def names_in(asked: Mapping[str, Any]) -> tuple[str | None, str | None, str | None]:
+    """What `field_options` gave: the names of the fields of prompt, answer and length."""
+    return asked["prompt_field"], asked["answer_field"], asked["length_field"]
+
+
 def conditions(where: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
     """--where FIELD=VALUE, taken apart."""
     parted = tuple((name, value) for name, _, value in (one.partition("=") for one in where))
@@ -50,9 +69,7 @@ def conditions(where: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
 @click.option("--revision", help="Branch, tag or commit of the Hub dataset.")
 @click.option("--allow-truncated", is_flag=True, help="Keep the whole rows of a file cut short.")
 @click.option("--where", multiple=True, metavar="FIELD=VALUE", help="Keep only such rows; repeats.")
-@click.option("--prompt-field", help="Of records: its field, as a.b.c.  [default: found]")
-@click.option("--answer-field", help="Of records: the answer's text.  [default: found]")
-@click.option("--length-field", help="Of records: the answer's length.  [default: found]")
+@field_options
 @option("--length-unit", click.Choice(LENGTH_UNITS), "by source", "How answers are measured.")
 @click.option("--tokenizer", help="For tokens: a tokenizer.json, a folder with one, a Hub name.")
 @click.option("--seed", type=int, default=42, show_default=True, help="Of split and pairs.")
@@ -88,6 +105,7 @@ def prepare(output_dir: Path, where: tuple[str, ...], **options: Any) -> None:
 @click.option("--val-file", type=FILE, help="Pairs to validate on.")
 @click.option("--train-data", type=FILE, help="Prompts with answer lengths: the faster way in.")
 @click.option("--val-data", type=FILE, help="Prompts with answer lengths to validate on.")
+@field_options
 @click.option("--output-dir", type=FOLDER, required=True, help="Where everything is written.")
 @click.option(
     "--preset",

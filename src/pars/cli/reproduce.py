@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from pars.cli.leaderboard import numbers
-from pars.cli.learn import FILE, FOLDER, conditions, need
+from pars.cli.learn import FILE, FOLDER, conditions, field_options, names_in, need
 
 
 @click.command()
@@ -21,6 +21,7 @@ from pars.cli.learn import FILE, FOLDER, conditions, need
     help="Of all three rankers: lite, or as for `pars train --model-name`.",
 )
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Trainings.")
+@field_options
 @click.option("--where", multiple=True, metavar="FIELD=VALUE", help="Keep only such rows; repeats.")
 @click.option("--num-train", type=int, default=4000, show_default=True, help="At most.")
 @click.option("--num-test", type=int, default=1500, show_default=True, help="At most.")
@@ -46,6 +47,7 @@ def reproduce(
     slots: int,
     seed: int,
     live: str | None,
+    **fields: str | None,
 ) -> None:
     """
     Make PARS's tables and figures from logs of your own.
@@ -60,7 +62,13 @@ def reproduce(
     from pars.prove.reproduce.report import render, write_report
 
     need_matplotlib("pars reproduce")
-    split = Split(num_train=num_train, num_test=num_test, seed=seed, where=conditions(where))
+    split = Split(
+        num_train=num_train,
+        num_test=num_test,
+        seed=seed,
+        where=conditions(where),
+        names=names_in(fields),
+    )
     setting = Setting(
         network=network,
         seeds=seeds,

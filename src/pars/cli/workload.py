@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import click
 
-from pars.cli.learn import LENGTH_UNITS, conditions
+from pars.cli.learn import LENGTH_UNITS, conditions, field_options
 
 PATH = click.Path(path_type=Path)
 at_least_one = click.IntRange(min=1)
@@ -17,9 +17,7 @@ _RECORD_OPTIONS = (
         "--records", type=PATH, help="Prompts with answers or answer lengths, a line each."
     ),
     click.option("--requests", type=PATH, help="Of a batch: what --records answers."),
-    click.option("--prompt-field", help="The prompt's field, as a.b.c.  [default: found]"),
-    click.option("--answer-field", help="The answer's text, to be counted.  [default: found]"),
-    click.option("--length-field", help="The answer's length.  [default: found]"),
+    field_options,
     click.option(
         "--length-unit",
         type=click.Choice(LENGTH_UNITS),

@@ -40,6 +40,8 @@ LIMITS = tuple(
     for name in ("max_tokens", "max_completion_tokens")
 )
 
+Names = tuple[str | None, str | None, str | None]  # of prompt, answer and length; None: found
+FOUND: Names = (None, None, None)
 NumberedRows = Iterator[tuple[int, Mapping[str, Any]]]
 
 
@@ -110,7 +112,7 @@ class RecordReader:
         rows: NumberedRows,
         at: Path | str,
         *,
-        names: tuple[str | None, str | None, str | None] = (None, None, None),
+        names: Names = FOUND,
         length_unit: str | None = None,
         left_out: Counter[str] | None = None,
     ) -> tuple["RecordReader", NumberedRows]:

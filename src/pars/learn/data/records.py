@@ -13,7 +13,7 @@ from typing import Any
 
 from pars.errors import DataError
 from pars.learn.data.fields import is_wanted, kind_of
-from pars.learn.data.record_reader import RecordReader, Row, told_of
+from pars.learn.data.record_reader import FOUND, Names, RecordReader, Row, told_of
 from pars.learn.data.rows import read_rows
 
 __all__ = ["Row", "length_unit_of", "read_data", "read_records"]
@@ -24,9 +24,7 @@ _log = logging.getLogger(__name__)
 def read_data(
     path: Path,
     *,
-    prompt_field: str | None = None,
-    answer_field: str | None = None,
-    length_field: str | None = None,
+    names: Names = FOUND,
     where: Iterable[tuple[str, str]] = (),
 ) -> list[Row]:
     """
@@ -38,14 +36,13 @@ def read_data(
     Raises:
         DataError: no row has a field, a field has the wrong type, or no row is left.
     """
-    names = (prompt_field, answer_field, length_field)
     return [row for _, row in read_records(path, names=names, where=where)]
 
 
 def read_records(
     path: Path,
     *,
-    names: tuple[str | None, str | None, str | None] = (None, None, None),
+    names: Names = FOUND,
     where: Iterable[tuple[str, str]] = (),
 ) -> Iterator[tuple[Mapping[str, Any], Row]]:
     """`read_data`, one row at a time, each beside the row of the file that it was read from."""
@@ -82,7 +79,7 @@ def _task_id(row: Mapping[str, Any], path: Path, number: int) -> int | str:
     return task_id
 
 
-def length_unit_of(data_file: Path) -> str:
+def length_unit_of(data_file: Path, names: Names = FOUND) -> str:
     """
     The unit of a file's lengths: what `pars prepare` noted beside it, else by name and text.
 
@@ -90,7 +87,7 @@ def length_unit_of(data_file: Path) -> str:
     """
     try:
         rows = enumerate(read_rows(data_file), 1)
-        reader, _ = RecordReader.settled(rows, data_file)
+        reader, _ = RecordReader.settled(rows, data_file, names=names)
     except DataError:
         return "tokens"
     return reader.unit or ("tokens" if reader.fields.length else "words")

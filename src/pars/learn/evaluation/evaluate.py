@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pars.errors import DataError, MissingExtra
+from pars.learn.data.record_reader import FOUND, Names
 from pars.learn.data.records import Row, length_unit_of, read_data
 from pars.learn.evaluation.noise import ceiling_of_rows
 from pars.learn.evaluation.tables import table
@@ -81,6 +82,7 @@ def evaluate(
     threshold: float = 0.2,
     num_resamples: int = 1000,
     where: Sequence[tuple[str, str]] = (),
+    names: Names = FOUND,
     num_threads: int = 1,
 ) -> Evaluation:
     """
@@ -91,19 +93,20 @@ def evaluate(
         ranker: A folder, or module:object.
         train_data: what the TF-IDF baseline is fitted on; without it, on the other folds of `data`.
         where: (field, value) conditions on the rows of `data`.
+        names: Of the fields of prompt, answer and length, in both files.
 
     Raises:
         RankerError: the ranker cannot be loaded.
         DataError: a file is not what it must be, or all lengths are equal.
     """
     scorer = load_scorer(ranker, num_threads=num_threads)
-    rows = read_data(data, where=where)
+    rows = read_data(data, names=names, where=where)
     lengths = np.array([row.answer_length for row in rows])
     if lengths.min() == lengths.max():
         raise DataError.at(
             data, "all answers have one length, so there is no order to compare with"
         )
-    train_rows = read_data(train_data) if train_data else None
+    train_rows = read_data(train_data, names=names) if train_data else None
     started = time.perf_counter()
     scores = scored_offline(scorer, [row.prompt for row in rows], str(ranker), only_scores=True)
     seconds = time.perf_counter() - started
@@ -143,7 +146,7 @@ def evaluate(
         calibration=None
         if not isinstance(info, RankerInfo)
         else check_calibration(
-            info, scores, whole_lengths * TOKENS_PER_UNIT.get(length_unit_of(data), 1.0)
+            info, scores, whole_lengths * TOKENS_PER_UNIT.get(length_unit_of(data, names), 1.0)
         ),
         ceiling=ceiling_of_rows(rows, num_resamples),
     )

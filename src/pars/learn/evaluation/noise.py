@@ -32,6 +32,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pars.errors import DataError
+from pars.learn.data.record_reader import FOUND, Names
 from pars.learn.data.records import Row, read_data
 from pars.learn.evaluation.repeated_answers import ROW_EDGES, Answers, Difference
 from pars.ranking.intervals import Estimate
@@ -122,6 +123,7 @@ def measure_noise(
     *,
     num_resamples: int = 1000,
     where: Sequence[tuple[str, str]] = (),
+    names: Names = FOUND,
     seed: int = 0,
 ) -> Noise:
     """
@@ -131,13 +133,14 @@ def measure_noise(
         data: Records with prompts and answers or lengths; rows of one prompt (and model) are
             answers to be compared.
         where: (field, value) conditions on the rows.
+        names: Of the fields of prompt, answer and length.
         seed: Of the answers and pairs that are drawn.
 
     Raises:
         DataError: the file is not what it must be, no prompt has two answers of one model, fewer
             than two prompts of a model have, or all lengths are equal.
     """
-    rows = read_data(data, where=where)
+    rows = read_data(data, names=names, where=where)
     answers = Answers.of(rows)
     if not answers.num_prompts:
         problem = (

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pars.errors import DataError
+from pars.learn.data.record_reader import FOUND, Names
 from pars.learn.data.records import length_unit_of, read_records
 from pars.learn.evaluation.tables import table
 from pars.outcomes.records import CUT_SHORT
@@ -92,20 +93,28 @@ class OnlineEvaluation:
         }
 
 
-def evaluate_online(path: Path, *, where: Iterable[tuple[str, str]] = ()) -> OnlineEvaluation:
+def evaluate_online(
+    path: Path, *, names: Names = FOUND, where: Iterable[tuple[str, str]] = ()
+) -> OnlineEvaluation:
     """
     Replay the file's rows in their order.
+
+    Args:
+        names: Of the fields of prompt, answer and length.
+        where: (field, value) conditions on the rows.
 
     Raises:
         DataError: a row cannot be read, or there are fewer than twenty.
     """
-    rows = list(_replayed(path, list(where)))
+    rows = list(_replayed(path, names, list(where)))
     if len(rows) < LEAST_ROWS:
         raise DataError.at(path, f"has {len(rows)} rows; a replay needs {LEAST_ROWS} or more")
     learned, held_out = rows[: -len(rows) // 5], rows[-len(rows) // 5 :]
     known = {row.signals.text for row in learned}
     unseen = [row for row in held_out if row.signals.text not in known]
-    result = OnlineEvaluation(path, length_unit_of(path), len(rows), len(held_out), len(unseen))
+    result = OnlineEvaluation(
+        path, length_unit_of(path, names), len(rows), len(held_out), len(unseen)
+    )
     ranker, bundled = OnlineRanker(b"a replay is not kept"), BundledWord()
     order_of = _HeldOut(bundled, held_out).order_of
     told: list[tuple[float, float, bool, bool]] = []  # predicted, came, cut short, inside
@@ -159,8 +168,8 @@ def render(result: OnlineEvaluation) -> str:
     return "\n".join(lines)
 
 
-def _replayed(path: Path, where: list[tuple[str, str]]) -> Iterator[Replayed]:
-    for values, row in read_records(path, where=where):
+def _replayed(path: Path, names: Names, where: list[tuple[str, str]]) -> Iterator[Replayed]:
+    for values, row in read_records(path, names=names, where=where):
         yield Replayed(
             signals_of_row(values, row.prompt),
             row.answer_length,

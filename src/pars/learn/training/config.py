@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pars.errors import ParsError
+from pars.learn.data.record_reader import Names
 
 PAIRWISE = ("pairwise-margin", "pairwise-logistic")
 OBJECTIVES = (*PAIRWISE, "pointwise", "listmle", "classes", "log-t", "quantiles")
@@ -30,11 +31,12 @@ class TrainConfig:
     All options of a training; the defaults are PARS's.
 
     Either `train_file` and `val_file` (pair files) or `train_data` and `val_data` (prompts with
-    answer lengths) are given. With pair files, `val_data` beside them lets tau-b be reported too.
-    0 epochs are as many as the number of rows asks for (`with_epochs`). `precision` is of an
-    encoder's matrix products: auto takes the faster that the device has. `pooling` is how its
-    tokens' vectors become one: auto is the pooler of an encoder that has one, else its first token
-    (PARS), and the last token of a decoder.
+    answer lengths) are given, and their fields if those are not found. With pair files,
+    `val_data` beside them lets tau-b be reported too. 0 epochs are as many as the number of rows
+    asks for (`with_epochs`). `precision` is of an encoder's matrix products: auto takes the
+    faster that the device has. `pooling` is how its tokens' vectors become one: auto is the
+    pooler of an encoder that has one, else its first token (PARS), and the last token of a
+    decoder.
     """
 
     output_dir: Path
@@ -42,6 +44,9 @@ class TrainConfig:
     val_file: Path | None = None
     train_data: Path | None = None
     val_data: Path | None = None
+    prompt_field: str | None = None
+    answer_field: str | None = None
+    length_field: str | None = None
     model: str = "encoder"
     model_name: str = "bert-base-uncased"
     max_length: int = 128
@@ -59,6 +64,11 @@ class TrainConfig:
     pooling: str = "auto"
     seed: int = 42
     resume_from: Path | None = None
+
+    @property
+    def names(self) -> Names:
+        """Of the fields of the data: prompt, answer and length."""
+        return self.prompt_field, self.answer_field, self.length_field
 
     def __post_init__(self) -> None:
         """Raises ParsError naming the option that is wrong."""

@@ -43,7 +43,7 @@ def read_training_data(config: TrainConfig) -> TrainingData:
         pairs, val_pairs = read_pairs(config.train_file), read_pairs(config.val_file)
         beside = config.val_file.parent / "val_data.json"
         val_data = config.val_data or (beside if beside.is_file() else None)
-        val_rows = read_data(val_data) if val_data else []
+        val_rows = read_data(val_data, names=config.names) if val_data else []
         batches: BatchSource = PairBatches(
             pairs.index_a,
             pairs.index_b,
@@ -54,7 +54,10 @@ def read_training_data(config: TrainConfig) -> TrainingData:
         return TrainingData(pairs.prompts, batches, _validation(val_rows, val_pairs), np.empty(0))
     assert config.train_data is not None  # TrainConfig made sure
     assert config.val_data is not None
-    return training_data(read_data(config.train_data), read_data(config.val_data), config)
+    rows, val_rows = (
+        read_data(path, names=config.names) for path in (config.train_data, config.val_data)
+    )
+    return training_data(rows, val_rows, config)
 
 
 def training_data(rows: list[Row], val_rows: list[Row], config: TrainConfig) -> TrainingData:

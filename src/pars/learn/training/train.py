@@ -280,7 +280,7 @@ class Training:
             self.model,
             self.config.output_dir / "ranker",
             model_name=self.config.model_name,
-            length_unit=length_unit_of(data),
+            length_unit=length_unit_of(data, self.config.names),
             tau_b=metrics["tau_b"],
             trained_on={
                 "train": str(data),

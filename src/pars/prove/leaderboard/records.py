@@ -31,6 +31,7 @@ class Split:
     Attributes:
         conversation_field: Requests with one value of it stay together; None: the first known one.
         num_train, num_test: At most; None: all.
+        names: Of the fields of prompt, answer and length; None: found.
     """
 
     test_share: float = 0.2
@@ -38,6 +39,7 @@ class Split:
     num_test: int | None = None
     seed: int = 0
     where: tuple[tuple[str, str], ...] = ()
+    names: tuple[str | None, str | None, str | None] = (None, None, None)
     conversation_field: str | None = None
 
     def __post_init__(self) -> None:
@@ -70,9 +72,10 @@ def read_answered(path: Path, split: Split) -> Data:
     from pars.learn.data.records import length_unit_of, read_records
     from pars.learn.training.calibration import TOKENS_PER_UNIT
 
-    per_unit = TOKENS_PER_UNIT.get(length_unit_of(path), 1.0)
+    per_unit = TOKENS_PER_UNIT.get(length_unit_of(path, split.names), 1.0)
     requests, known = [], False
-    for number, (values, row) in enumerate(read_records(path, where=split.where)):
+    rows = read_records(path, names=split.names, where=split.where)
+    for number, (values, row) in enumerate(rows):
         field = split.conversation_field or next(
             (it for it in CONVERSATION_FIELDS if isinstance(values.get(it), str | int)), None
         )

@@ -15,6 +15,7 @@ from pars.scheduling.engines import (
     contradictions,
     told_by_server_info,
     told_by_version,
+    vllm_slots,
 )
 from pars.serving.known_engine import (
     LEAST_ANSWERS,
@@ -25,6 +26,7 @@ from pars.serving.known_engine import (
     KnownEngine,
 )
 
+NUM_RUN = "effective_max_running_requests_per_dp"
 ALICE, BOB = frozenset((b"alice",)), frozenset((b"bob",))
 NONE = ENGINES["none"]
 GOOD: dict[str, Any] = {
@@ -68,6 +70,46 @@ def test_an_sglang_that_orders_by_priority_needs_no_change() -> None:
     assert "larger first" in high.line
     assert low.warnings == high.warnings == ()
     assert told_by_server_info({"version": "x"}) is None
+
+
+@pytest.mark.parametrize(
+    ("page", "slots"),
+    [
+        ({"max_running_requests": 4}, 4),
+        ({"max_running_requests": None}, None),
+        ({"max_running_requests": 64, "internal_states": [{NUM_RUN: 48}, {NUM_RUN: 40}]}, 88),
+        ({"max_running_requests": 4, "internal_states": [{}]}, 4),
+        ({"max_running_requests": True}, None),
+    ],
+)
+def test_an_sglang_tells_how_many_it_answers_at_most(page: dict, slots: int | None) -> None:
+    """What each of its schedulers came to counts before what it was started with."""
+    told = sglang(**page)
+
+    assert (told.most_slots, told.slots) == (slots, None)
+
+
+@pytest.mark.parametrize(
+    ("config", "slots"),
+    [
+        ({"scheduler_config": {"max_num_seqs": 256}}, 256),
+        (
+            {
+                "scheduler_config": {"max_num_seqs": 256},
+                "parallel_config": {"data_parallel_size": 4},
+            },
+            1024,
+        ),
+        ("SchedulerConfig(max_num_seqs=256)", None),
+        ({"scheduler_config": {"max_num_seqs": "256"}}, None),
+        ({}, None),
+    ],
+)
+def test_a_vllm_in_its_development_mode_tells_its_max_num_seqs(
+    config: object, slots: int | None
+) -> None:
+    """Of each engine behind one port; what is not understood tells nothing."""
+    assert vllm_slots({"vllm_config": config}) == slots
 
 
 @pytest.mark.parametrize(

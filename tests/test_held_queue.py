@@ -279,6 +279,16 @@ def test_what_is_told_goes_before_what_was_seen() -> None:
     assert (slots.num, slots.source) == (7, "the operator")
 
 
+def test_what_an_engine_may_answer_at_most_holds_until_less_is_seen() -> None:
+    """vLLM tells 5; where its memory is full at 3, it has 3, and never 6."""
+    slots = Slots(0, Clock(), told_most=lambda: 5)
+    assert (slots.num, slots.source) == (5, "the engine")
+    slots.seen = 3
+    assert (slots.num, slots.source) == (3, "what was seen")
+    slots.seen = 6
+    assert (slots.num, slots.source) == (5, "the engine")
+
+
 def knee_of(numbers: tuple[int, ...], num_slots: int) -> int | None:
     """What is seen of an engine that makes 100 bytes a second for each of its slots."""
     knee, now_s = Knee(), 0.0

@@ -135,3 +135,14 @@ def test_without_priority_scheduling_it_gets_none(sglang: Engines, ranker: Path)
 
     assert (answer.status_code, refusals) == (200, 0)
     assert "--enable-priority-scheduling" in told[0]
+
+
+def test_it_tells_its_slots(engine: Engine, ranker: Path):
+    """Where its requests are held here: one of --max-running-requests."""
+    with gateway(engine, ranker, "--hold", "on") as door:
+
+        def held() -> dict[str, object]:
+            return dict(httpx.get(f"{door.url}/pars/now").json()["held"])
+
+        wait_until(lambda: held()["slots"] == 1, "word of the slots", 60)
+        assert held()["slots_by"] == "the engine"

@@ -271,3 +271,15 @@ def test_probe_says_that_vllm_ignores_priorities(vllm: Engines):
 def probed(engine: Engine) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pars", "gateway", "--upstream", engine.url, "--probe"]
     return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_a_vllm_in_its_development_mode_tells_its_slots(vllm: Engines, ranker: Path):
+    """The three of --max-num-seqs."""
+    engine = vllm("--max-num-seqs", "3", VLLM_SERVER_DEV_MODE="1")
+    with gateway(engine, ranker, "--hold", "on") as door, engine.held():
+
+        def held() -> dict[str, object]:
+            return dict(httpx.get(f"{door.url}/pars/now").json()["held"])
+
+        wait_until(lambda: held()["slots"] == 3, "word of the slots", 60)
+        assert held()["slots_by"] == "the engine"

@@ -92,6 +92,7 @@ class EngineTold:
         warnings: What is to be changed there, each with how.
         release: Another one after an update or a start, as far as the pages tell.
         slots: Requests that it answers at once, where it tells.
+        most_slots: Or no more than these: its memory may be full before.
     """
 
     engine: Engine
@@ -99,6 +100,7 @@ class EngineTold:
     warnings: tuple[str, ...] = ()
     release: str = ""
     slots: int | None = None
+    most_slots: int | None = None
 
     @property
     def line(self) -> str:
@@ -138,21 +140,49 @@ def told_by_server_info(page: Mapping[str, Any]) -> EngineTold | None:
     if not page.get("enable_priority_scheduling"):
         told = f"{name} WITHOUT --enable-priority-scheduling: no priorities are set"
         change = "SGLang orders by priority only with --enable-priority-scheduling"
-        return EngineTold(NONE, told, (change,), release)
+        return EngineTold(NONE, told, (change,), release, most_slots=_sglang_slots(page))
     low_first = page["schedule_low_priority_values_first"]
     engine = ENGINES["sglang-low-first" if low_first else "sglang"]
     engine = replace(engine, is_preempting=_preempts(page))
-    return EngineTold(engine, name, tuple(_sglang_warnings(page)), release)
+    warnings = tuple(_sglang_warnings(page))
+    return EngineTold(engine, name, warnings, release, most_slots=_sglang_slots(page))
 
 
 def told_by_props(page: Mapping[str, Any]) -> EngineTold | None:
     """What llama.cpp's /props tells; None where it is not llama.cpp's."""
-    slots = page.get("total_slots")
-    if not isinstance(slots, int) or slots < 1:
+    slots = _count(page, "total_slots")
+    if slots is None:
         return None
     build = str(page.get("build_info", "")).strip()
     told = f"llama.cpp {build}".strip() + f" with {slots} slots, which takes no priorities"
     return EngineTold(NONE, told, release=f"llama.cpp {build}", slots=slots)
+
+
+def vllm_slots(page: Mapping[str, Any]) -> int | None:
+    """
+    What vLLM's /server_info?config_format=json tells of --max-num-seqs, over all its engines.
+
+    It has that page only with VLLM_SERVER_DEV_MODE=1; no other page tells.
+    """
+    config = page.get("vllm_config")
+    parts = config if isinstance(config, Mapping) else {}
+    scheduler, parallel = parts.get("scheduler_config"), parts.get("parallel_config")
+    num = _count(scheduler, "max_num_seqs")
+    return None if num is None else num * (_count(parallel, "data_parallel_size") or 1)
+
+
+def _sglang_slots(page: Mapping[str, Any]) -> int | None:
+    """Of each of its schedulers what it came to with its memory; else what it was started with."""
+    states = page.get("internal_states")
+    each = [_count(it, "effective_max_running_requests_per_dp") for it in states or ()]
+    known = [it for it in each if it is not None]
+    return sum(known) if known else _count(page, "max_running_requests")
+
+
+def _count(page: Any, name: str) -> int | None:
+    """A whole number of 1 or more."""
+    value = page.get(name) if isinstance(page, Mapping) else None
+    return value if type(value) is int and value >= 1 else None
 
 
 def _preempts(page: Mapping[str, Any]) -> bool:

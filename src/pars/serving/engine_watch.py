@@ -11,6 +11,7 @@ import json
 import logging
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from pars.scheduling.engines import (
@@ -19,6 +20,7 @@ from pars.scheduling.engines import (
     told_by_props,
     told_by_server_info,
     told_by_version,
+    vllm_slots,
 )
 from pars.serving.answer import UpstreamError
 from pars.serving.header_fields import Headers
@@ -44,17 +46,23 @@ class NotTold(Exception):
         self.is_gone = is_gone
 
 
-async def ask_engine(upstream: Upstream, headers: Headers | None = None) -> EngineTold:
+async def ask_engine(
+    upstream: Upstream, headers: Headers | None = None, *, asks_slots: bool = False
+) -> EngineTold:
     """
     What the upstream is, by the pages that only vLLM, SGLang or llama.cpp has.
 
     Args:
         headers: To send along, such as a key.
+        asks_slots: Of vLLM, too, how many requests it answers at once.
 
     Raises:
         NotTold: it does not say for now, and why.
     """
     told = told_by_version(await _page(upstream, b"/version", headers))
+    if told is not None and asks_slots:
+        most = vllm_slots(await _page(upstream, b"/server_info?config_format=json", headers))
+        told = replace(told, most_slots=most)
     for path in (b"/server_info", b"/get_server_info"):
         if told is None:
             told = told_by_server_info(await _page(upstream, path, headers))
@@ -89,6 +97,7 @@ class EngineWatch:
         soon_s: Between looks while something changes; without an answer the pause doubles from
             there, up to what `MOST_S` says.
         settled_s: Between looks while all is as it was.
+        asks_slots: Whether somebody wants to know how many requests it answers at once.
         on_told: Called with each answer.
         is_last: Whether no other server is known that does the same: if this one is gone, what is
             known is.
@@ -101,6 +110,7 @@ class EngineWatch:
         *,
         soon_s: float = SOON_S,
         settled_s: float = SETTLED_S,
+        asks_slots: bool = False,
         on_told: Callable[[EngineTold], None] = lambda told: None,
         is_last: Callable[[], bool] = lambda: True,
     ) -> None:
@@ -108,6 +118,7 @@ class EngineWatch:
         self._known = known
         self._soon_s = soon_s
         self._settled_s = settled_s
+        self._asks_slots = asks_slots
         self._on_told = on_told
         self._is_last = is_last
         self._doubt = asyncio.Event()
@@ -134,7 +145,7 @@ class EngineWatch:
     async def _look(self) -> str:
         """Ask once; what was seen, in a word."""
         try:
-            told = await ask_engine(self._upstream)
+            told = await ask_engine(self._upstream, asks_slots=self._asks_slots)
             self._known.hear(told)
             self._on_told(told)
         except NotTold as error:

@@ -40,6 +40,7 @@ class Fleet:
         pauses_s: tuple[float, float],
     ) -> None:
         self._is_asked = settings.engine not in ("vllm", "none")
+        is_held = settings.hold == "on" or len(upstreams) > 1
         self._known = known
         self._told: dict[Replica, EngineTold] = {}
         self._watches: list[EngineWatch] = []
@@ -50,12 +51,14 @@ class Fleet:
         self.relays: dict[Replica, Relay] = {}
         for upstream in upstreams:
             replica = Replica(Slots(settings.slots, time.monotonic), upstream.url)
-            replica.slots.told = partial(self._slots_told, replica)
+            replica.slots.told = partial(self._told_of, replica, "slots")
+            replica.slots.told_most = partial(self._told_of, replica, "most_slots")
             watch = EngineWatch(
                 upstream,
                 known,
                 soon_s=soon_s,
                 settled_s=settled_s,
+                asks_slots=is_held and not settings.slots,
                 on_told=partial(self._told.__setitem__, replica),
                 is_last=partial(self._is_last, replica),
             )
@@ -74,9 +77,9 @@ class Fleet:
         ]
         return [*asking, *looking]
 
-    def _slots_told(self, replica: Replica) -> int | None:
+    def _told_of(self, replica: Replica, name: str) -> int | None:
         told = self._told.get(replica)
-        return None if told is None else told.slots
+        return None if told is None else getattr(told, name)
 
     def _is_last(self, replica: Replica) -> bool:
         """Whether no other is left; the told of one that is gone is forgotten."""

@@ -9,6 +9,7 @@ the operator says, what the engine's pages tell, or what is seen:
   others go on, the engine is full: it has as many slots as answers are under way.
 * It has more than was thought where more are under way at once.
 * An engine that answers "busy" has no more than it answers now.
+* vLLM and SGLang tell at most how many they answer; their memory may be full before, which is seen.
 * Of answers that come whole, the throughput tells (`knee`).
 
 Nothing is held before any of these: an engine that was never seen full is sent everything. Where no
@@ -56,7 +57,7 @@ class Slots:
     Args:
         given: By the operator; 0: not.
         clock: Seconds, never set.
-        told: By the engine's pages at this moment; None: not.
+        told, told_most: By the engine's pages at this moment, or no more than; None: not.
 
     Attributes:
         seen: None: it was never seen full.
@@ -67,9 +68,11 @@ class Slots:
         given: int,
         clock: Callable[[], float],
         told: Callable[[], int | None] = lambda: None,
+        told_most: Callable[[], int | None] = lambda: None,
     ) -> None:
         self.given = given
         self.told = told
+        self.told_most = told_most
         self.seen: int | None = None
         self._clock = clock
         self._sent: dict[Sent, None] = {}  # in the order in which they were sent
@@ -85,14 +88,18 @@ class Slots:
     @property
     def num(self) -> int | None:
         """The slots; None: not known."""
-        return self.given or self.told() or self.seen
+        bounds = [it for it in (self.seen, self.told_most()) if it is not None]
+        return self.given or self.told() or min(bounds, default=None)
 
     @property
     def source(self) -> str:
         """By whom the slots are known, for people."""
         if self.given:
             return "the operator"
-        return "the engine" if self.told() else "what was seen" if self.seen else "nobody yet"
+        num = self.num
+        if num is None:
+            return "nobody yet"
+        return "the engine" if num in (self.told(), self.told_most()) else "what was seen"
 
     @property
     def has_room(self) -> bool:

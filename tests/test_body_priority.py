@@ -27,6 +27,7 @@ from pars.scheduling.body_priority import PriorityAppender, with_priority, witho
         (b'{"pri\\u006frity": 3}', b'{"pri\\u006frity": 7}'),
         ('{"priority":1}'.encode("utf-16"), b'{"priority":7}'),
         (b'\xef\xbb\xbf{"a":NaN,"priority":1}', b'{"a":NaN,"priority":7}'),
+        (b'{"priority":1,"n":%s}' % (b"9" * 5000), b'{"priority":7,"n":%s}' % (b"9" * 5000)),
         (b'{"a": "}\\ud800"}', b'{"a": "}\\ud800","priority":7}'),
     ],
 )

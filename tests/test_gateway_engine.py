@@ -318,6 +318,25 @@ def test_one_client_whose_request_fails_once_turns_no_ordering_off(
     assert engine.generations[-1] is not None
 
 
+@pytest.mark.parametrize("named", ["vllm", "vllm-body"])
+def test_nobody_goes_first_by_a_request_that_fails_once(tmp_path: Path, named: str) -> None:
+    """It would be repeated without a priority: at an engine that takes them it is not."""
+    engine = Engine(version={"version": "0.32.0"})
+    faults = iter([b"cannot fetch http://a/priority.png: 404"])
+
+    def flaky(priority: int | None, fields: dict[str, Any]) -> Reply:
+        if "n" in fields and (fault := next(faults, None)) is not None:
+            return 400, JSON, fault
+        return obliging(priority, fields)
+
+    engine.answer = flaky
+    with before(engine, tmp_path, named) as (url, _):
+        assert asked(url).is_success
+        assert asked(url, prompt="http://a/priority.png", n=1).status_code == 400
+    assert len(engine.generations) == 2
+    assert None not in engine.generations
+
+
 def test_a_large_body_s_error_turns_no_ordering_off(tmp_path: Path) -> None:
     """It cannot be asked twice, so nobody knows whose fault it was: others keep their places."""
     engine = Engine(version={"version": "0.20.0"})

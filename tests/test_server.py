@@ -26,7 +26,7 @@ from pars.errors import MissingExtra, ParsError, RankerError
 from pars.score_service.endpoint import MOST_PROBLEMS, Limits
 from pars.score_service.server import create_app, scorer_from
 
-from serving import GatedScorer, LengthScorer, eventually, serve_in_thread
+from serving import DEADLINE_S, GatedScorer, LengthScorer, eventually, serve_in_thread
 
 PATHS = ("/score", "/score_batch", "/compare", "/compare_batch")
 
@@ -227,6 +227,21 @@ def test_bodies_of_all_calls_are_bounded_and_the_oldest_upload_gives_way():
 
     assert status == 503
     assert detail == {"detail": "1500 bytes of calls are held, as many as may"}
+
+
+def test_large_bodies_take_no_room_from_small_ones():
+    """A small one is scored however many large ones wait."""
+    scorer = GatedScorer()
+    limits = Limits(max_body_bytes=50_000, max_buffered_bytes=50_000)
+    large = {"prompt": "x" * 49_000}
+    with serve_in_thread(create_app(scorer, limits=limits)) as url, ThreadPoolExecutor(2) as pool:
+        first = pool.submit(httpx.post, f"{url}/score", json=large)
+        assert scorer.entered.wait(DEADLINE_S)
+        assert httpx.post(f"{url}/score", json=large).status_code == 503
+        small = pool.submit(httpx.post, f"{url}/score", json={"prompt": "x" * 2000})
+        eventually(lambda: metric(url, "pars_queued_prompts") == 1)
+        scorer.gate.set()
+        assert (first.result().status_code, small.result().status_code) == (200, 200)
 
 
 def test_duplicate_key_last_one_counts(client: TestClient):

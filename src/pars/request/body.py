@@ -148,6 +148,11 @@ class HeldBody:
             self._gave_way.set_result(None)
         return self._num_counted_bytes
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of it came."""
+        return self._is_whole
+
     def content(self) -> bytes:
         """The bytes held."""
         self._body = bytes(self._body)

@@ -22,7 +22,7 @@ _NAME = b'"priority"'
 _SPACES = b" \t\r\n"
 _SPACE = re.compile(r"[ \t\n\r]*")
 _SPACE_OF_BYTES = re.compile(rb"[ \t\n\r]*")
-_DECODER = json.JSONDecoder()
+_DECODER = json.JSONDecoder(parse_int=str)  # an int has at most 4300 digits, in Python
 
 
 class _Own(msgspec.Struct):

@@ -124,6 +124,8 @@ class ScoreEndpoint:
         await body.take(receive)
         if body.outcome == "too_large":
             raise too_large
+        if body.is_whole and body.num_bytes <= SMALL_BYTES:
+            return True  # large ones take no room from it
         if body.outcome == "buffers_full":
             self.on_rejected()
             told = f"{self.limits.max_buffered_bytes} bytes of calls are held, as many as may"

@@ -58,8 +58,9 @@ class KnownEngine:
     Attributes:
         told: What it told last, or what suits all of several servers.
         warnings: What is to be changed there, each with how.
-        is_proven: Whether it has answered a request that had a priority, or has failed without one
-            as well: then an error that does not speak of priorities is not doubted.
+        has_answered: It has answered a request that had a priority.
+        is_proven: The same, or it has failed without a priority as well as with one: then an error
+            that does not speak of priorities is not doubted.
         is_suspect: It may refuse priorities, as it said to one whose request cannot be repeated:
             until one is answered with a priority, such requests go without.
         when_new: Called when another engine may be there.
@@ -75,7 +76,7 @@ class KnownEngine:
         self.named = named
         self.told: EngineTold | None = None
         self.warnings: tuple[str, ...] = ()
-        self.is_proven = self.is_suspect = self._has_answered = False
+        self.is_proven = self.is_suspect = self.has_answered = False
         self.when_new: Callable[[], None] = lambda: None
         self._num_fruitless = 0
         self._metrics = metrics
@@ -162,7 +163,7 @@ class KnownEngine:
 
     def falter(self) -> None:
         """It does not answer as it did; if it was started anew, then perhaps with other options."""
-        self.is_proven = self.is_suspect = self._has_answered = False
+        self.is_proven = self.is_suspect = self.has_answered = False
         self._num_fruitless = 0
         self._refused = []
         self._take_back()
@@ -170,7 +171,7 @@ class KnownEngine:
     def accept(self, status: int) -> None:
         """It answered `status` to a request that had a priority."""
         if 200 <= status < 300:
-            self.is_proven = self._has_answered = True
+            self.is_proven = self.has_answered = True
             self.is_suspect = False
             self._take_back()
 
@@ -181,7 +182,7 @@ class KnownEngine:
 
     def suspect(self) -> None:
         """It spoke of priorities to a request that cannot be repeated: nobody knows why."""
-        self.is_suspect = not self._has_answered
+        self.is_suspect = not self.has_answered
 
     def refuse(self, status: int, caller: Caller, *, says_so: bool) -> None:
         """
@@ -196,7 +197,7 @@ class KnownEngine:
         self._metrics.refusals.inc()
         is_alone = not any(it.isdisjoint(caller) for it in self._refused)
         self._refused = [*self._refused[1 - MOST_CALLERS :], caller]
-        if self._has_answered or (is_alone and not says_so):
+        if self.has_answered or (is_alone and not says_so):
             return
         if not self.refuses:
             log.error(REFUSES, status)

@@ -12,7 +12,8 @@ That a request fails and then does not may be its own doing as well: a picture t
 at the second time of asking. So one client's word is not enough to turn the ordering off for all.
 It takes the engine's: an error that speaks of priorities to a request that cannot have put the word
 there; or the same seen by two callers. An engine that answered a request with a priority refuses
-none: there each request is repeated for itself, and nothing is turned off (`KnownEngine.refuse`).
+none (`KnownEngine.refuse`): there nothing is turned off, and only a request to which the engine
+says so is repeated, for itself.
 """
 
 from collections.abc import Callable
@@ -74,6 +75,10 @@ class Passage:
                 await first.let_go()
             elif self._content is not None:
                 says_so = first.names_priority and not _may_be_echo(scope, self._content)
+                if self._known.has_answered and not says_so:
+                    # Without one it may go before everybody: nobody gets that by a flaky request.
+                    await first.let_go()
+                    return
                 second = _SecondAnswer(send)
                 await self._app(*repeated(scope, self._content, receive), second.send)
                 if second.is_answer:

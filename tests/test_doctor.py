@@ -20,6 +20,7 @@ from click.testing import CliRunner
 from gateways import gateway_to
 from pars.cli.main import commands
 from pars.doctor.doctor import DoctorOptions, diagnose
+from pars.doctor.engine import POLICY
 from pars.doctor.findings import OK, PROBLEM, UNKNOWN, Finding, Report
 from pars.doctor.metrics_page import MetricsPage
 from pars.doctor.outcomes import longest_overtake_s, ranker_finding, waits_finding
@@ -488,8 +489,40 @@ def test_a_queue_held_in_the_gateway_is_an_order(slots: int | None, verdict: str
     with served(pages) as url:
         report = diagnose(DoctorOptions(endpoint=url, watch_s=0))
 
-    [found] = [it for it in report.findings if it.name == "priority"]
-    assert (found.verdict, "7 wait" in found.told) == (verdict, True)
+    found = {it.name: it for it in report.findings}
+    assert (found["priority"].verdict, "7 wait" in found["priority"].told) == (verdict, True)
+    assert "scheduling" not in found, "the engine need not go by priority"
+    assert found["queue"].verdict == OK
+    assert "the engine goes by priority" not in report.summary
+
+
+def test_a_held_queue_that_requests_pass_by_is_a_problem() -> None:
+    """More are sent on than the engine answers at once, so they wait there in order of arrival."""
+    held = {"num_waiting": 0, "num_at_engine": 60, "slots": 64, "slots_by": "--slots"}
+    health = {"server": "pars gateway", "status": "ok", "engine": "none", "held": held}
+    metrics = f"{POLICY} 0\n"
+    with served({"/pars/health": json.dumps(health), "/pars/metrics": metrics}) as url:
+        found = seen_at(url)
+
+    assert (found["scheduling"].verdict, "--slots" in found["scheduling"].change) == (PROBLEM, True)
+
+
+def test_an_empty_folder_of_outcomes_is_no_problem_before_the_first_request(tmp_path) -> None:
+    """After it, it is."""
+    (tmp_path / "outcomes").mkdir()
+    for num, verdict in ((0, UNKNOWN), (3, PROBLEM)):
+        with served(vllm(vllm_page(decisions={"scored": num}))) as url:
+            found = seen_at(url, outcomes=tmp_path / "outcomes")
+        assert found["outcomes"].verdict == verdict
+
+
+def test_a_bound_that_nobody_set_is_not_reported(tmp_path) -> None:
+    """The default is a bound on the slowdown, not in seconds."""
+    folder = written(tmp_path / "outcomes", contested(obeys=True))
+    with served(vllm(vllm_page(decisions={"scored": 200}))) as url:
+        found = seen_at(url, outcomes=folder)
+
+    assert (found["waits"].verdict, "bound" in found["waits"].told) == (OK, False)
 
 
 @pytest.mark.parametrize(
@@ -729,7 +762,7 @@ def test_a_histogram_tells_the_longest_wait_without_outcomes():
     name = "vllm:request_queue_time_seconds_bucket"
     page = "".join(f'{name}{{le="{bound}"}} {count}\n' for bound, count in buckets)
     with served(vllm(vllm_page() + page)) as url:
-        found = seen_at(url)["waits"]
+        found = seen_at(url, max_overtake_s=30.0)["waits"]
         stricter = seen_at(url, max_overtake_s=10.0)["waits"]
 
     assert (found.verdict, found.numbers) == (OK, {"low_s": 5, "high_s": 30})

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from gateways import connect, counted, gateway_to, scripted_upstream
+from pars.doctor.live_page import lines_of, now_of
 from pars.serving.gateway import Gateway
 from told_engine import PATH, Engine, ask
 
@@ -52,6 +53,21 @@ def test_short_requests_go_first_where_the_engine_has_no_order(tmp_path: Path) -
     assert all(it.is_success for it in answers)
     waits_ms = [int(it.headers["x-pars-wait-ms"]) for it in answers]
     assert waits_ms[0] <= waits_ms[2]
+
+
+def test_llama_cpp_is_greeted_without_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """That it takes no priorities is well: log and `pars top` say where requests wait."""
+    caplog.set_level("INFO")
+    with before(Engine(slots=3), tmp_path) as (url, app):
+        eventually(lambda: app.queue.replicas[0].slots.num == 3)
+        lines = lines_of(now_of(url))
+    told = [it for it in caplog.records if it.getMessage().startswith("the upstream is")]
+    assert [(it.levelname, "the gateway holds the queue" in it.getMessage()) for it in told] == [
+        ("INFO", True)
+    ]
+    assert any("needs no priorities, the queue is held in the gateway" in it for it in lines)
 
 
 def test_what_generates_nothing_is_not_held(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ import click
 
 from pars.errors import INTERRUPTED
 from pars.scheduling.engines import ENGINES
-from pars.scheduling.policies.shortest_first import DEFAULT_MAX_OVERTAKE_S
 
 if TYPE_CHECKING:
     from pars.doctor.doctor import DoctorOptions
@@ -35,10 +34,8 @@ if TYPE_CHECKING:
 @click.option(
     "--max-overtake-s",
     type=float,
-    default=DEFAULT_MAX_OVERTAKE_S,
-    show_default=True,
     envvar="PARS_MAX_OVERTAKE_S",
-    help="As set where pars runs.  [env: PARS_MAX_OVERTAKE_S]",
+    help="If it is set where pars runs: as there.  [env: PARS_MAX_OVERTAKE_S]",
 )
 @click.option(
     "--probe",

@@ -17,16 +17,21 @@ from pathlib import Path
 from typing import Any
 
 from pars.doctor.engine import Seen, engine_findings
-from pars.doctor.findings import OK, PROBLEM, Finding, Report
+from pars.doctor.findings import OK, PROBLEM, UNKNOWN, Finding, Report
 from pars.doctor.metrics_page import RUNNING, WAITING, MetricsPage
 from pars.doctor.outcomes import ranker_finding, waits_finding
 from pars.doctor.probe import key_header
-from pars.doctor.traffic import judged_ranker, longest_wait, serving_ranker, traffic_findings
+from pars.doctor.traffic import (
+    DECISIONS,
+    judged_ranker,
+    longest_wait,
+    serving_ranker,
+    traffic_findings,
+)
 from pars.errors import ParsError
 from pars.outcomes.queue_order import WINDOW, Waited, contests_of
 from pars.outcomes.records import OutcomesRead, read_outcomes
 from pars.scheduling.engines import ENGINES, FOREIGN, NONE, Engine, EngineTold, contradictions
-from pars.scheduling.policies.shortest_first import DEFAULT_MAX_OVERTAKE_S
 from pars.serving.answer import UpstreamError
 from pars.serving.engine_watch import NotTold, ask_engine
 from pars.serving.pages import HEALTH_PATH, METRICS_PATH, SERVER_NAME
@@ -45,7 +50,7 @@ class DoctorOptions:
         engine: One of `ENGINES`, or "auto": it is asked.
         outcomes: Folder that PARS_OUTCOMES names.
         watch_s: How long to look.
-        max_overtake_s: As set where pars runs.
+        max_overtake_s: As set where pars runs; None: it is not, as by default.
         probe: Fill the server and see whether it admits by priority.
 
     Raises:
@@ -56,7 +61,7 @@ class DoctorOptions:
     engine: str = "auto"
     outcomes: Path | None = None
     watch_s: float = 10.0
-    max_overtake_s: float = DEFAULT_MAX_OVERTAKE_S
+    max_overtake_s: float | None = None
     probe: bool = False
     patience_s: float = PATIENCE_S
 
@@ -65,7 +70,7 @@ class DoctorOptions:
             raise ParsError(f"--engine must be one of auto, {', '.join(ENGINES)}")
         if not 0 <= self.watch_s <= 86_400:
             raise ParsError(f"--watch-s must be from 0 to 86400, not {self.watch_s:g}")
-        if not self.max_overtake_s >= 0:
+        if self.max_overtake_s is not None and not self.max_overtake_s >= 0:
             raise ParsError(f"--max-overtake-s must be 0 or more, not {self.max_overtake_s:g}")
 
 
@@ -85,7 +90,7 @@ def diagnose(options: DoctorOptions) -> Report:
     if seen.is_up:
         findings += traffic_findings(seen)
     if read is not None:
-        findings += _outcome_findings(read, options)
+        findings += _outcome_findings(read, options, seen.last.total(DECISIONS))
     elif seen.is_up:
         findings += [judged_ranker(seen.last), longest_wait(seen, options.max_overtake_s)]
     return Report(upstream.url, options.watch_s, _with_ranker(findings, serving_ranker(seen)))
@@ -226,7 +231,12 @@ async def _probed(
         return {"obeys": str(error)}
 
 
-def _outcome_findings(read: OutcomesRead, options: DoctorOptions) -> list[Finding]:
+def _outcome_findings(
+    read: OutcomesRead, options: DoctorOptions, num_requests: float | None
+) -> list[Finding]:
+    if not read.outcomes and num_requests == 0:
+        told = f"{options.outcomes} holds none yet, since no request came so far"
+        return [Finding("outcomes", UNKNOWN, told, "send a request through pars")]
     if not read.outcomes:
         told = f"{options.outcomes} holds none"
         change = "PARS_OUTCOMES must name this folder where pars runs"

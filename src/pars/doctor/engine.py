@@ -93,7 +93,8 @@ def engine_findings(seen: Seen) -> list[Finding]:
     if not seen.is_up:
         return [endpoint, _upstream(seen)]
     warned = [Finding("engine", PROBLEM, warning) for warning in seen.warnings]
-    return [endpoint, _priority(seen), _scheduling(seen), *warned]
+    scheduling = _scheduling_behind_hold(seen) if seen.part("held") else [_scheduling(seen)]
+    return [endpoint, _priority(seen), *scheduling, *warned]
 
 
 def _upstream(seen: Seen) -> Finding:
@@ -133,6 +134,15 @@ def _held(held: dict[str, Any]) -> Finding:
     told = f"{waits}; how many the engine answers at once is not known yet, so all are sent on"
     change = "give the gateway --slots N, or look again when streams have had to wait"
     return Finding("priority", UNKNOWN, told, change, held)
+
+
+def _scheduling_behind_hold(seen: Seen) -> list[Finding]:
+    """The engine need not go by priority: a line only where requests wait there all the same."""
+    if min(seen.last.values(POLICY), default=-1.0) != 0:
+        return []
+    told = "requests wait in the engine, first come, first served, and not in the gateway's queue"
+    change = "give the gateway as many --slots as the engine answers at once"
+    return [Finding("scheduling", PROBLEM, told, change, {POLICY: 0.0})]
 
 
 def _scheduling(seen: Seen) -> Finding:

@@ -90,9 +90,18 @@ def lines_of(now: Now) -> list[str]:
     if learning := now.get("learning"):
         lines.append(f"  {_learned(learning)}")
     lines += _tenants(now.get("tenants") or [])
-    order = {True: "goes by priority", False: "IGNORES priorities", None: "order not seen yet"}
-    lines.append(f"  engine {now['engine']}: {order[now['schedules_by_priority']]}")
+    lines.append(f"  engine {now['engine']}: {_order(now)}")
     return lines + [f"  ! {warning}" for warning in now["warnings"]]
+
+
+def _order(now: Now) -> str:
+    """Whether the queue goes by priority, in words."""
+    obeys = now["schedules_by_priority"]
+    if now.get("held"):
+        waits = "requests wait there all the same, first come, first served: set --slots"
+        return waits if obeys is False else "needs no priorities, the queue is held in the gateway"
+    told = {True: "goes by priority", False: "IGNORES priorities", None: "order not seen yet"}
+    return told[obeys]
 
 
 def _gain(worth: dict[str, Any]) -> list[str]:

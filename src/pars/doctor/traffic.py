@@ -128,6 +128,9 @@ def _decisions(seen: Seen) -> Finding:
 
 
 def _queue(seen: Seen) -> Finding:
+    held = seen.part("held")
+    if held and not seen.queue:
+        return _held_queue(held["num_waiting"])
     if not seen.queue:
         why = seen.metrics_failure or "/metrics has none of vLLM's or SGLang's names"
         return Finding(
@@ -161,6 +164,15 @@ def _queue(seen: Seen) -> Finding:
         return Finding("queue", OK, told, "", numbers)
     change = "nothing; order matters when requests wait: look again at the peak (--watch-s 600)"
     return Finding("queue", OK, told, change, numbers)
+
+
+def _held_queue(num_waiting: int) -> Finding:
+    """The gateway's own, seen once: the engine tells none."""
+    numbers = {"most_waiting": num_waiting, "has_queue": num_waiting > 0}
+    if num_waiting:
+        return Finding("queue", OK, f"{num_waiting:,} wait in the gateway", "", numbers)
+    change = "nothing; order matters when requests wait: look again at the peak"
+    return Finding("queue", OK, "no request waits in the gateway", change, numbers)
 
 
 def _queues(seen: Seen) -> list[Finding]:
@@ -206,7 +218,7 @@ def judged_ranker(page: MetricsPage) -> Finding:
     return Finding("ranker", PROBLEM, f"{told}: no better than chance", change, numbers)
 
 
-def longest_wait(seen: Seen, max_overtake_s: float) -> Finding:
+def longest_wait(seen: Seen, max_overtake_s: float | None) -> Finding:
     """Whether anyone starves, as far as a histogram tells."""
     most = seen.last.most(*QUEUE_TIME)
     change = "PARS_OUTCOMES=DIR where pars runs, then --outcomes DIR, tells who waits how long"
@@ -217,7 +229,7 @@ def longest_wait(seen: Seen, max_overtake_s: float) -> Finding:
     bound = "" if math.isinf(high_s) else f" and at most {high_s:g} s"
     told = f"the longest wait since its start took more than {low_s:g} s{bound}"
     numbers = {"low_s": low_s, "high_s": None if math.isinf(high_s) else high_s}
-    if high_s <= max_overtake_s:
+    if max_overtake_s is not None and high_s <= max_overtake_s:
         return Finding("waits", OK, told, "", numbers)
     return Finding("waits", UNKNOWN, f"{told}; whose it was is not told", change, numbers)
 

@@ -215,11 +215,19 @@ class KnownEngine:
         if self.named is None:
             warnings = told.warnings
             if before is None or before.line != told.line:
-                takes = told.engine.takes_priority
-                log.log(logging.INFO if takes else logging.WARNING, "the upstream is %s", told.line)
+                is_well = told.engine.takes_priority or told.slots is not None
+                level = logging.INFO if is_well else logging.WARNING
+                log.log(level, "the upstream is %s%s", told.line, _waits_here(told))
         else:
             warnings = (*contradictions(self.named, told), *told.warnings)
         for warning in warnings:
             if warning not in self.warnings:
                 log.warning("%s", warning)
         self.warnings = tuple(warnings)
+
+
+def _waits_here(told: EngineTold) -> str:
+    """That it is well that an engine takes none, where it tells how many it answers at once."""
+    if told.engine.takes_priority or told.slots is None:
+        return ""
+    return ": the gateway holds the queue for it, unless --hold off"

@@ -6,7 +6,7 @@ from itertools import accumulate
 BINS_AN_OCTAVE = 4
 NUM_BINS = 30 * BINS_AN_OCTAVE
 MEMORY = 4096.0  # requests after which half is forgotten
-LOOK_EVERY = 32  # requests between two sums
+LOOK_EVERY = 32  # requests between two sums, at most
 
 
 class CostShares:
@@ -30,7 +30,7 @@ class CostShares:
         self._until_look -= 1
         if self._until_look > 0:
             return
-        self._until_look = LOOK_EVERY
+        self._until_look = min(LOOK_EVERY, int(self._num_seen))  # each time twice as many, at first
         if self._num_seen > MEMORY:
             self._work = [it / 2 for it in self._work]
             self._num_seen /= 2

@@ -673,6 +673,19 @@ def test_a_ranker_is_judged_by_its_latest_answers():
     assert "pars learn" in chance.change
 
 
+def test_a_ranker_is_judged_for_each_of_the_busiest_models():
+    """One that orders the answers of one model and not those of another is told by name."""
+    well = outcomes_of(200, float, model="well")
+    badly = outcomes_of(150, lambda length: -length, model="bad\nly")
+    few = outcomes_of(99, float, model="few")
+
+    found = ranker_finding([*few, *badly, *well])
+
+    assert "(bad\\nly -1.00, well 1.00)" in found.told
+    assert [it["value"] for it in found.numbers["tau_b_by_model"].values()] == [-1, 1]
+    assert "tau_b_by_model" not in ranker_finding(well).numbers
+
+
 def test_only_the_ranker_that_serves_now_is_judged():
     """Scores of two rankers cannot be compared: the old one's answers do not count."""
     old = outcomes_of(300, lambda length: -length, ranker="old")

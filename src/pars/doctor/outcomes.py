@@ -5,19 +5,22 @@ What `pars doctor` makes of recorded outcomes: does the ranker order, and does a
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from pars.doctor.findings import OK, PROBLEM, UNKNOWN, Finding
+from pars.errors import one_line
 from pars.outcomes.queue_order import tells_wait
 from pars.outcomes.records import Outcome
-from pars.ranking.intervals import bootstrap
-from pars.ranking.order_metrics import pair_sums
+from pars.ranking.intervals import Estimate, bootstrap, tau_b_interval
+from pars.ranking.order_metrics import PairSums, pair_sums
 
 MOST_OUTCOMES = 5_000  # the latest; more would not narrow the intervals much
 LEAST_OUTCOMES = 100
+MOST_MODELS, MAX_MODEL_CHARS = 8, 64  # told apart, the busiest
 SLACK_S = 1.0  # a wait until the first byte has the prefill in it
 THIRDS = ("short", "middle", "long")
 
@@ -32,17 +35,16 @@ def ranker_finding(outcomes: Sequence[Outcome]) -> Finding:
             f"{len(scored)} of its answers have a score and a length; {LEAST_OUTCOMES} are needed"
         )
         return Finding("ranker", UNKNOWN, told, "look again when more requests are done", numbers)
-    sums = pair_sums(
-        [one.score for one in scored if one.score is not None],
-        [one.answer_tokens for one in scored if one.answer_tokens is not None],
-        strata=[one.model or "" for one in scored],
-        is_censored=[one.is_censored for one in scored],
-    )
+    sums = _pair_sums(scored)
     # Repeats of one prompt are one thing seen often.
     prompts = [one.prompt_key or index for index, one in enumerate(scored)]
     tau_b = bootstrap(sums, "tau_b", clusters=prompts)
     numbers |= {"tau_b": tau_b.as_json(), "ranker": scored[-1].ranker}
     told = f"tau-b {tau_b} between score and length over its last {len(scored):,} answers"
+    by_model = _tau_b_by_model(scored)
+    if len(by_model) > 1:
+        numbers["tau_b_by_model"] = {model: it.as_json() for model, it in by_model.items()}
+        told += " (" + ", ".join(f"{model} {it.value:.2f}" for model, it in by_model.items()) + ")"
     if math.isnan(tau_b.value):
         num_whole = sum(not one.is_censored for one in scored)
         told = (
@@ -60,6 +62,30 @@ def ranker_finding(outcomes: Sequence[Outcome]) -> Finding:
         " come, first served",
         numbers,
     )
+
+
+def _pair_sums(scored: Sequence[Outcome]) -> PairSums:
+    """Pairs of answers of one model; those of two share no queue."""
+    return pair_sums(
+        [one.score for one in scored if one.score is not None],
+        [one.answer_tokens for one in scored if one.answer_tokens is not None],
+        strata=[one.model or "" for one in scored],
+        is_censored=[one.is_censored for one in scored],
+    )
+
+
+def _tau_b_by_model(scored: Sequence[Outcome]) -> dict[str, Estimate]:
+    """Of the busiest models that have answers enough, the worst ordered first."""
+    busiest = Counter(one.model or "" for one in scored).most_common(MOST_MODELS)
+    found = {
+        one_line(model, MAX_MODEL_CHARS): tau_b_interval(
+            _pair_sums([one for one in scored if (one.model or "") == model])
+        )
+        for model, num_answers in busiest
+        if num_answers >= LEAST_OUTCOMES
+    }
+    known = [(model, it) for model, it in found.items() if not math.isnan(it.value)]
+    return dict(sorted(known, key=lambda item: item[1].value))
 
 
 def _tells_length(one: Outcome) -> bool:

@@ -282,7 +282,7 @@ def assert_same(got: Request, wanted: Request) -> None:
         assert name.replace(b"_", b"-") not in NOT_FOR_IT or name in OURS
         assert name in OURS or (name, value) in sent_fields, (name, value)
     priorities = got.all(b"x-vllm-priority")
-    is_scored = wanted.method == b"POST" and wanted.target.split(b"?")[0] == PATH
+    is_scored = wanted.method in (b"POST", b"PUT") and wanted.target.split(b"?")[0] == PATH
     assert len(priorities) == is_scored
     assert all(int(value) > 10**12 for value in priorities)
 

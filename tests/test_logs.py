@@ -141,7 +141,11 @@ def write(path, rows):
 
 
 def told(path, **asked):
-    return [(row.prompt, row.answer_length) for row in read_data(path, **asked)]
+    return [(row.prompt, row.answer_length) for row in read_data(path, names=named(**asked))]
+
+
+def named(prompt_field=None, answer_field=None, length_field=None):
+    return prompt_field, answer_field, length_field
 
 
 @pytest.mark.parametrize("kind", ROWS)
@@ -374,7 +378,7 @@ WRONG = [{"id": f"{n:032x}", "prompt": f"say {n}", "n": n, "created": 1.7e9 + n,
 def test_what_looks_like_the_wrong_column_is_refused_with_its_name(tmp_path, asked, problem):
     """Ids, dates, times and the prompt's own tokens."""
     with pytest.raises(DataError) as error:
-        read_data(write(tmp_path / "log.jsonl", WRONG), **asked)
+        read_data(write(tmp_path / "log.jsonl", WRONG), names=named(**asked))
 
     assert problem in str(error.value)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -237,3 +238,42 @@ def test_a_log_in_columns_of_its_own_is_read_by_their_names(tmp_path: Path, comm
     assert CliRunner().invoke(commands, log, standalone_mode=False).exception is not None
     found = CliRunner().invoke(commands, [*log, *names], standalone_mode=False)
     assert found.exception is None, found.output
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (("Promt", None, None), "did you mean --prompt-field Prompt text?"),
+        ((None, "ANSWER", None), "did you mean --answer-field answer?"),
+        ((None, None, "zzz"), "--length-field names the right one"),
+        (("user", None, None), "'user' holds 5 values in 60 rows, as 'user 0': labels"),
+    ],
+)
+def test_a_wrong_column_is_refused_with_the_remedy(
+    tmp_path: Path, names: tuple[str | None, str | None, str | None], says: str
+) -> None:
+    """By the nearest column and the option that names it."""
+    rows = [
+        {"Prompt text": f"ask {n}", "user": f"user {n % 5}", "answer": "a b"} for n in range(60)
+    ]
+    names = names if names[0] else ("Prompt text", *names[1:])
+
+    with pytest.raises(DataError, match=re.escape(says)):
+        read_data(write(tmp_path / "d.json", rows), names=names)
+
+
+def test_known_columns_are_found_in_any_case(tmp_path: Path) -> None:
+    """As tables that people make have them."""
+    path = tmp_path / "log.csv"
+    path.write_text("Prompt,Response\nWhy?,So it is\n")
+
+    assert read_data(path) == [Row(0, "Why?", 3, "So it is")]
+
+
+def test_a_response_that_is_only_its_usage_tells_the_length(tmp_path: Path) -> None:
+    """No option is needed, and no text."""
+    row = {"prompt": "p", "response": {"usage": {"completion_tokens": 12, "prompt_tokens": 3}}}
+    path = write(tmp_path / "d.json", [row])
+
+    assert read_data(path) == [Row(0, "p", 12)]
+    assert length_unit_of(path) == "tokens"

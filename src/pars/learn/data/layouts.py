@@ -5,6 +5,7 @@ Known are PARS's own files, fine-tuning files, chat data sets, OpenAI's and Anth
 Gemini's requests, and the logs of Langfuse, Helicone, LiteLLM and vLLM.
 """
 
+import difflib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -53,6 +54,7 @@ _ID = re.compile(
     re.IGNORECASE,
 )
 FEWEST_TO_JUDGE, LARGEST_LENGTH = 10, 1e8
+MOST_REPEATED, LONGEST_NAME = 4, 40  # of labels: rows with one, characters of one
 
 NumberedRow = tuple[int, Mapping[str, Any]]
 
@@ -116,11 +118,15 @@ class Fields:
         if not rows:
             raise DataError.at(at, "has no rows")
         found = cls(
-            _named(prompt, rows, at) or _first(PROMPT_FIELDS, rows, _is_asked) or "prompt",
-            _named(answer, rows, at) or _first(ANSWER_FIELDS, rows, _is_answered),
-            _named(length, rows, at) or _first(LENGTH_FIELDS, rows, _is_length),
+            _named(prompt, rows, at, "prompt")
+            or _first(PROMPT_FIELDS, rows, _is_asked)
+            or "prompt",
+            _named(answer, rows, at, "answer") or _first(ANSWER_FIELDS, rows, _is_answered),
+            _named(length, rows, at, "length") or _first(LENGTH_FIELDS, rows, _is_length),
         )
-        _must_have(found.prompt, rows, at)
+        _must_have(found.prompt, rows, at, "prompt")
+        if found.length and not answer and not _any(found.answer, rows, _is_answered):
+            found = cls(found.prompt, None, found.length)  # a body that has its usage, and no text
         ends_answered = any(map(_ends_answered, (cls.value(row, found.prompt) for _, row in rows)))
         if found.answer is None and found.length is None and not ends_answered:
             known = ", ".join((*ANSWER_FIELDS, *_OWN_LENGTHS))
@@ -136,29 +142,49 @@ def prompt_field_in(rows: Sequence[Mapping[str, Any]]) -> str:
     return _first(PROMPT_FIELDS, list(enumerate(rows, 1)), _is_asked) or "prompt"
 
 
-def _named(name: str | None, rows: Sequence[NumberedRow], at: Path | str) -> str | None:
+def _named(name: str | None, rows: Sequence[NumberedRow], at: Path | str, what: str) -> str | None:
     if name:
-        _must_have(name, rows, at)
+        _must_have(name, rows, at, what)
     return name
 
 
-def _must_have(name: str, rows: Sequence[NumberedRow], at: Path | str) -> None:
+def _must_have(name: str, rows: Sequence[NumberedRow], at: Path | str, what: str) -> None:
     if all(find(row, name) is ABSENT for _, row in rows):
         number, row = rows[0]
         has = ", ".join(sorted(map(str, row))) or "none"
         is_batch = "custom_id" in row and ("response" in row or "result" in row)
         hint = "; of a batch's output, give the input too: --requests FILE" if is_batch else ""
+        if not is_batch:
+            near = _nearest(name, list(map(str, row)))
+            hint = f"; did you mean --{what}-field {near}?" if near else ""
+            hint = hint or f"; --{what}-field names the right one, as a.b.c"
         raise DataError.at(at, f"has no field {name!r}; its fields: {has}{hint}", row=number)
+
+
+def _nearest(name: str, known: Sequence[str]) -> str | None:
+    """The field that was probably meant, whatever its case."""
+    by_lower = {it.lower(): it for it in known}
+    close = difflib.get_close_matches(name.lower(), by_lower, 1)
+    return by_lower[close[0]] if close else None
 
 
 def _first(
     names: Sequence[str], rows: Sequence[NumberedRow], is_good: Callable[[Any], bool]
 ) -> str | None:
-    """The first name whose value is good in a row, else the first that a row has on its own."""
-    for name in names:
-        if any(is_good(Fields.value(row, name)) for _, row in rows):
+    """
+    The first name whose value is good in a row, else that in another case, as tables have it, else
+    the first that a row has on its own.
+    """
+    keys = {str(key).lower(): str(key) for _, row in rows for key in row}
+    others = [keys[name] for name in names if keys.get(name, name) != name]
+    for name in (*names, *others):
+        if _any(name, rows, is_good):
             return name
     return next((name for name in names if any(name in row for _, row in rows)), None)
+
+
+def _any(name: str | None, rows: Sequence[NumberedRow], is_good: Callable[[Any], bool]) -> bool:
+    return name is not None and any(is_good(Fields.value(row, name)) for _, row in rows)
 
 
 def _is_asked(value: Any) -> bool:
@@ -211,6 +237,13 @@ def _check_looks(found: Fields, rows: Sequence[NumberedRow], at: Path | str) -> 
         raise DataError.at(
             at, f"{problem} numbers, and no prompts; --prompt-field names the right one"
         )
+    if len(prompts) >= 2 * FEWEST_TO_JUDGE and found.prompt.lower() not in PROMPT_FIELDS:
+        labels = set(prompts)
+        is_few = MOST_REPEATED * len(labels) <= len(prompts)
+        if is_few and max(map(len, labels)) <= LONGEST_NAME:
+            problem = f"field {found.prompt!r} holds {len(labels)} values in {len(prompts)} rows,"
+            problem += f" as {prompts[0]!r}: labels, and no prompts"
+            raise DataError.at(at, f"{problem}; --prompt-field names the right one")
 
 
 def failure_in(row: Mapping[str, Any]) -> str | None:

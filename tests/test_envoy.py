@@ -172,6 +172,14 @@ def test_another_spelling_of_a_path_has_its_place_too(tmp_path: Path) -> None:
         eventually(lambda: sum(one["decision"] != "trusted" for one in outcomes(tmp_path)) == 2)
 
 
+def test_what_generates_nothing_loses_its_own_priority(tmp_path: Path) -> None:
+    """And no other byte, though it gets no place."""
+    with bench(tmp_path) as it:
+        body = b'{"input" : "x", "priority": -9, "n":1.0 }'
+        httpx.post(it.url + "/v1/embeddings", content=body)
+        assert it.engine.asked[-1].body == b'{"input" : "x", "n":1.0 }'
+
+
 def outcomes(folder: Path) -> list[dict[str, Any]]:
     lines = [
         line

@@ -11,7 +11,7 @@ FROM ${BASE} AS build
 COPY pyproject.toml README.md LICENSE /src/
 COPY src /src/src
 RUN python3 -m venv /opt/pars \
-    && /opt/pars/bin/pip install --no-cache-dir --disable-pip-version-check /src \
+    && /opt/pars/bin/pip install --no-cache-dir --disable-pip-version-check '/src[envoy]' \
     && /opt/pars/bin/pip uninstall --yes pip setuptools
 
 FROM ${BASE}

@@ -20,6 +20,7 @@ import pytest
 from gateways import exchange
 from pars.request.paths import UNGENERATING
 from pars.request.prompts import READERS
+from pars.scheduling.dialects import DIALECT_HEADERS
 
 from engine import ROOT, free_port, wait_until
 from fake_engine import FakeEngine
@@ -160,6 +161,47 @@ def test_requests_get_keys_in_one_epoch_and_the_answers_are_learned(tmp_path: Pa
         lengths = sorted(one.get("answer_tokens") for one in outcomes(tmp_path))
         assert lengths == [4, 4, 7]
         assert it.end_pars(signal.SIGTERM) == 0
+
+
+BY_DIALECT: dict[str, tuple[set[bytes], tuple[str, ...]]] = {
+    "vllm-router": ({b"x-vllm-priority"}, ("priority",)),
+    "litellm": (set(), ("extra_body", "priority")),
+    "llm-d": ({b"x-vllm-priority", b"x-llm-d-slo-ttft-ms"}, ()),
+    "dynamo": (
+        {b"x-dynamo-request-priority", b"x-dynamo-request-strict-priority"},
+        ("nvext", "agent_hints", "osl"),
+    ),
+}
+
+
+@pytest.mark.parametrize("dialect", BY_DIALECT)
+def test_the_place_goes_where_the_router_reads_it(tmp_path: Path, dialect: str) -> None:
+    """By --dialect; what the client says itself is gone, and so is a key that would say another."""
+    own = {it.decode(): "77777" for it in DIALECT_HEADERS}
+    names, path = BY_DIALECT[dialect]
+    with bench(tmp_path, PARS_DIALECT=dialect) as it:
+        it.ask("a", own)
+        got = it.engine.asked[-1]
+        told = {name: value for name, value in got.headers if name in DIALECT_HEADERS}
+        it.end_pars()
+        it.ask("a", own)
+        without_pars = {name for name, _ in it.engine.asked[-1].headers if name in DIALECT_HEADERS}
+
+    assert told.keys() == names
+    assert b"77777" not in told.values()
+    value = got.json()
+    for part in path:
+        value = value[part]
+    assert not path or isinstance(value, int)
+    assert without_pars == {b"x-vllm-priority"}  # Envoy's own first-come key
+
+
+def test_tenants_are_told_by_a_header(tmp_path: Path) -> None:
+    """With --tenants; the share of each is counted under its name."""
+    (tmp_path / "tenants.toml").write_text('header = "X-Tenant"\n[tenants.batch]\nweight = 1\n')
+    with bench(tmp_path, PARS_TENANTS=str(tmp_path / "tenants.toml")) as it:
+        assert it.ask("a", {"X-Tenant": "batch"}).status_code == 200
+        eventually(lambda: it.counted('pars_tenant_work_tokens_total{tenant="batch"}') > 0)
 
 
 def test_another_spelling_of_a_path_has_its_place_too(tmp_path: Path) -> None:

@@ -21,8 +21,10 @@ log = logging.getLogger("pars")
 @setting_option("learn")
 @setting_option("state")
 @setting_option("engine")
+@setting_option("dialect")
 @setting_option("max_slowdown")
 @setting_option("max_overtake_s")
+@setting_option("tenants")
 @setting_option("outcomes")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
@@ -37,7 +39,10 @@ log = logging.getLogger("pars")
     type=click.IntRange(1, 65535),
     help="Port of /metrics, for Prometheus.  [default: none]",
 )
-def ext_proc(host: str, port: int, metrics_port: int | None, **chosen: Any) -> None:
+@click.option("--metrics-host", help="Address for it.  [default: that of --host]")
+def ext_proc(
+    host: str, port: int, metrics_port: int | None, metrics_host: str | None, **chosen: Any
+) -> None:
     """
     Give the requests that pass an Envoy a priority.
 
@@ -56,10 +61,13 @@ def ext_proc(host: str, port: int, metrics_port: int | None, **chosen: Any) -> N
             log.warning("%s", line)
         raise_open_files()
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        asyncio.run(_serve(settings, address, metrics_port, say))
+        metrics_at = metrics_host or host, metrics_port
+        asyncio.run(_serve(settings, address, metrics_at, say))
 
 
-async def _serve(settings: Settings, address: str, metrics_port: int | None, say: Say) -> None:
+async def _serve(
+    settings: Settings, address: str, metrics_at: tuple[str, int | None], say: Say
+) -> None:
     from prometheus_client import CollectorRegistry, start_http_server
 
     from pars.outcomes.metrics import ServeMetrics
@@ -68,9 +76,10 @@ async def _serve(settings: Settings, address: str, metrics_port: int | None, say
     registry = CollectorRegistry()
     service = ExtProcService(settings, metrics=ServeMetrics(registry))
     host = address.rpartition(":")[0]
+    metrics_host, metrics_port = metrics_at
     if metrics_port is not None:
         try:
-            start_http_server(metrics_port, host.strip("[]"), registry)
+            start_http_server(metrics_port, metrics_host, registry)
         except OSError as error:
             raise ParsError(f"--metrics-port {metrics_port}: {error.strerror}") from None
     stopped = asyncio.Event()

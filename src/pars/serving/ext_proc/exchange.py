@@ -8,10 +8,10 @@ the answer it sends back through the middleware, which learns from that. No byte
 
 import asyncio
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pars.request.body import ASGIApp, Message, Receive, Scope, Send
-from pars.scheduling.engines import PRIORITY_HEADER
+from pars.scheduling.dialects import DIALECT_HEADERS
 from pars.scheduling.trust import Headers
 
 EXCHANGE = "pars.exchange"
@@ -23,11 +23,11 @@ class Stamp:
     What is to be changed in a request.
 
     Attributes:
-        priority: For its header; None: it gets none there.
+        headers: That say its place.
         body: In place of its own; None: that stays.
     """
 
-    priority: bytes | None = None
+    headers: Headers = field(default_factory=list)
     body: bytes | None = None
 
 
@@ -114,9 +114,9 @@ class Exchange:
             await send({"type": "http.response.body"})
             return
         content = (await receive()).get("body", b"")
-        priority = next((it for name, it in scope["headers"] if name == PRIORITY_HEADER), None)
+        placed = [it for it in scope["headers"] if it[0] in DIALECT_HEADERS]
         is_changed = self._is_whole and content != self._sent
-        self.stamp.set_result(Stamp(priority, content if is_changed else None))
+        self.stamp.set_result(Stamp(placed, content if is_changed else None))
         del content
         self._sent = b""
         while (message := await self._told.get()) is not None:

@@ -26,8 +26,11 @@ import grpc
 from pars.errors import ParsError
 from pars.outcomes.metrics import ServeMetrics
 from pars.ranking.live_ranker import LiveRanker
+from pars.scheduling.dialects import DIRECT
+from pars.scheduling.engines import engine_of_host
 from pars.serving.ext_proc import messages_pb2 as pb
 from pars.serving.ext_proc.exchange import Exchange, Stamp, engine_side
+from pars.serving.ext_proc.lifespan import live
 from pars.serving.ext_proc.told import (
     DUPLEX,
     NAME_HEADER,
@@ -36,6 +39,7 @@ from pars.serving.ext_proc.told import (
     request_of,
     streamed,
 )
+from pars.serving.known_engine import KnownEngine
 from pars.serving.middleware import PriorityMiddleware
 from pars.serving.own_priority import reads_priority
 from pars.serving.settings import Settings
@@ -75,7 +79,12 @@ class ExtProcService:
         if settings.priority_bits != 64:
             raise ParsError("priority_bits: must be 64: Envoy's own key counts microseconds")
         self.settings = settings
-        self.middleware = PriorityMiddleware(engine_side, settings, ranker=ranker, metrics=metrics)
+        metrics = metrics or ServeMetrics()
+        # An engine is not seen from here, so one that nobody named is a vLLM.
+        known = KnownEngine(settings.named_engine or engine_of_host(), metrics)
+        self.middleware = PriorityMiddleware(
+            engine_side, settings, ranker=ranker, metrics=metrics, known=known
+        )
         self.waiting: dict[str, Exchange] = {}
         self._unseen_s = unseen_s
         self._tasks: set[asyncio.Task[None]] = set()
@@ -87,7 +96,7 @@ class ExtProcService:
         started = asyncio.Event()
         stages.put_nowait({"type": "lifespan.startup"})
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._live(stages, started))
+            group.create_task(live(self.middleware, engine_side, stages, started))
             await started.wait()
             server = grpc.aio.server(
                 options=[
@@ -115,16 +124,6 @@ class ExtProcService:
                     exchange.end()
                 await asyncio.gather(*self._tasks, return_exceptions=True)
                 stages.put_nowait({"type": "lifespan.shutdown"})
-
-    async def _live(self, stages: "asyncio.Queue[dict[str, Any]]", started: asyncio.Event) -> None:
-        async def app(scope: Any, receive: Any, send: Any) -> None:
-            await receive()
-            started.set()
-            await receive()
-
-        # The middleware starts its upkeep before the app hears of it, and ends it after.
-        self.middleware.app = _by_kind(app, engine_side)
-        await self.middleware({"type": "lifespan"}, stages.get, _ignore)
 
     def begin(self, told: Any, body: bytes, *, num_bytes: int) -> Exchange:
         """A request came: let the middleware decide about it."""
@@ -222,7 +221,7 @@ class Conversation:
         if not self._is_duplex:
             stamp = await self._stamp(it.body, is_whole=it.end_of_stream)
             answer = pb.ProcessingResponse()
-            answer.request_body.response.CopyFrom(change_of(stamp, self._name))
+            answer.request_body.response.CopyFrom(self._change(stamp))
             yield answer
         elif self._has_answered:  # of a body beyond what is held
             for answer in streamed("request_body", it):
@@ -242,8 +241,9 @@ class Conversation:
         stamp = await self._stamp(body, is_whole=is_end)
         self._sees_answer = True
         answer = pb.ProcessingResponse()
-        change = change_of(Stamp(stamp.priority), self._name)
+        change = self._change(stamp)
         if stamp.body is not None:
+            change.ClearField("body_mutation")  # it comes in pieces
             # The body grows by a field; Envoy frames it anew.
             change.header_mutation.remove_headers.append("content-length")
         answer.request_headers.response.CopyFrom(change)
@@ -252,9 +252,11 @@ class Conversation:
         for answer in streamed("request_body", whole):
             yield answer
 
-    @property
-    def _name(self) -> str | None:
-        return None if self._exchange is None or self._is_duplex else self._exchange.name
+    def _change(self, stamp: Stamp) -> Any:
+        name = None if self._exchange is None or self._is_duplex else self._exchange.name
+        # A router goes by its dialect; an engine may read what we said in the body alone.
+        is_alone = self._service.settings.dialect != DIRECT
+        return change_of(stamp, name, is_alone=is_alone)
 
     async def _stamp(self, body: bytes, *, is_whole: bool) -> Stamp:
         """What is to be changed; nothing, where it is no generation or something goes wrong."""
@@ -293,14 +295,3 @@ class Conversation:
                 self._exchange.piece(it.body, is_last=it.end_of_stream)
             elif kind == "response_trailers":
                 self._exchange.piece(b"", is_last=True)
-
-
-def _by_kind(lifespan: Any, http: Any) -> Any:
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        await (lifespan if scope["type"] == "lifespan" else http)(scope, receive, send)
-
-    return app
-
-
-async def _ignore(message: Any) -> None:
-    """What the lifespan answers."""

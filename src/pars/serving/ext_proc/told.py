@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
+from pars.scheduling.dialects import DIALECT_HEADERS
 from pars.scheduling.engines import PRIORITY_HEADER
 from pars.scheduling.trust import BEARER_HEADER, KEY_HEADERS, PRIVATE_HEADERS, Headers
 from pars.serving.ext_proc import messages_pb2 as pb
@@ -60,15 +61,22 @@ def headers_of(told: Any) -> Headers:
     ]
 
 
-def change_of(stamp: Stamp, name: str | None) -> Any:
-    """What Envoy is to change in a request: its priority, and the name its answer is known by."""
+def change_of(stamp: Stamp, name: str | None, *, is_alone: bool) -> Any:
+    """
+    What Envoy is to change in a request: its place, and the name its answer is known by.
+
+    Args:
+        is_alone: No other header may say a place, not even Envoy's own first-come key.
+    """
     change = pb.CommonResponse()
-    told = [(PRIORITY_HEADER, stamp.priority), (NAME_HEADER, name.encode() if name else None)]
-    for key, value in told:
-        if value is not None:
-            header = pb.HeaderValue(key=key.decode(), raw_value=value)
-            option = pb.HeaderValueOption(header=header, append_action=OVERWRITE)
-            change.header_mutation.set_headers.append(option)
+    named = [(NAME_HEADER, name.encode())] if name else []
+    for key, value in (*stamp.headers, *named):
+        header = pb.HeaderValue(key=key.decode(), raw_value=value)
+        option = pb.HeaderValueOption(header=header, append_action=OVERWRITE)
+        change.header_mutation.set_headers.append(option)
+    if is_alone and (stamp.headers or stamp.body is not None):
+        others = DIALECT_HEADERS - dict(stamp.headers).keys()
+        change.header_mutation.remove_headers.extend(it.decode() for it in sorted(others))
     if stamp.body is not None:
         change.body_mutation.body = stamp.body
     return change

@@ -21,7 +21,11 @@ from helm_python.chart import Chart, lint
 FOLDER = Path(__file__).parent
 CHART = FOLDER / "helm/pars"
 VERSIONS = ("1.30", "1.34")  # of Kubernetes: the oldest that the chart takes, and a newer one
-PLAIN = {"gateway.yaml": {"replicas": 2}, "vllm-sidecar.yaml": {"mode": "sidecar"}}
+PLAIN: dict[str, dict[str, Any]] = {
+    "gateway.yaml": {"replicas": 2},
+    "vllm-sidecar.yaml": {"mode": "sidecar"},
+    "envoy.yaml": {"mode": "ext-proc", "envoy": {"configMap": "pars-envoy"}, "replicas": 2},
+}
 HEAD = "# Rendered from deploy/helm/pars by deploy/chart.py, with {values}\n"
 
 

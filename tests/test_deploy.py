@@ -66,7 +66,8 @@ def test_each_line_of_the_page_has_a_test() -> None:
         if line.strip()
     }
     by_us = {"docker", "helm", "kubectl", "systemctl", "install", "python3", "/opt/pars/bin/pip"}
-    elsewhere = {"pars", "curl", "vllm", "pip", "serve"}
+    by_us |= {"sed"}
+    elsewhere = {"pars", "curl", "vllm", "pip", "serve", "envoy"}
     assert programs == by_us | elsewhere
 
 
@@ -125,9 +126,10 @@ def test_the_plain_manifests_are_what_the_chart_renders() -> None:
     [
         ({"replicas": 2, "upstreams": ["http://a", "http://b"]}, "one queue, held in the gateway"),
         ({"replicas": 2, "args": ["--hold", "on"]}, "one queue, held in the gateway"),
-        ({"mode": "both"}, "one of 'gateway', 'sidecar'"),
+        ({"mode": "both"}, "one of 'gateway', 'sidecar', 'ext-proc'"),
         ({"upstream": "http://a"}, "'upstream' not allowed"),
         ({"upstreams": ["a:8000"]}, "upstreams"),
+        ({"mode": "ext-proc"}, "envoy.configMap: mode ext-proc wants a ConfigMap"),
     ],
 )
 def test_the_chart_refuses_what_makes_no_sense(values: dict[str, object], problem: str) -> None:
@@ -165,6 +167,51 @@ def test_the_chart_takes_all_of_its_values_at_once() -> None:
     assert [it for it in told.split() if it not in text] == []
     assert "PARS_SHARED_ENGINE" in text
     assert "maxUnavailable: 1" in text
+
+
+@pytest.mark.deploy
+def test_beside_an_envoy_the_chart_opens_only_what_clients_and_prometheus_need() -> None:
+    """pars starts first, as Envoy's sidecar, and its gRPC stays inside the pod."""
+    needs_deploy_python()
+    values = {"mode": "ext-proc", "envoy": {"configMap": "c1"}, "args": ["--dialect", "llm-d"]}
+    command = [str(DEPLOY_PYTHON), str(ROOT / "deploy/chart.py"), "--set", json.dumps(values)]
+    text = run(*command)
+
+    before, _, after = text.partition("\n      containers:\n")
+    assert "- ext-proc\n" in before
+    assert "restartPolicy: Always" in before
+    assert "- llm-d\n" in before.replace('"', "")
+    assert "command: [envoy]" in after
+    assert 'configMap: {name: "c1"}' in after
+    assert re.findall(r"port: (\d+)", text.partition("kind: NetworkPolicy")[2])[:2] == [
+        "8100",
+        "9003",
+    ]
+    assert not re.search(r"\b9002\b", text)
+    assert "prometheus.io/path: /metrics" in text
+
+
+@pytest.mark.envoy
+def test_the_line_that_makes_a_configuration_for_a_pod_makes_one(tmp_path: Path) -> None:
+    """Envoy takes it; clients come from outside, the engine is elsewhere, pars is beside."""
+    [line] = typed("sed")
+    subprocess.run(
+        ["bash", "-c", line.replace("> envoy", f"> {tmp_path}/envoy")], cwd=ROOT, check=True
+    )
+    envoy = [
+        str(ROOT / ".envoy/bin/envoy"),
+        "-c",
+        str(tmp_path / "envoy.yaml"),
+        "--mode",
+        "validate",
+    ]
+    done = subprocess.run(envoy, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+    made = (tmp_path / "envoy.yaml").read_text()
+    assert "{address: 0.0.0.0, port_value: 8100}" in made
+    assert "{address: vllm, port_value: 8000}" in made
+    assert "{address: 127.0.0.1, port_value: 9002}" in made
 
 
 @pytest.fixture

@@ -7,6 +7,19 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 - name: pars
   image: "{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}"
   imagePullPolicy: {{ .Values.image.pullPolicy }}
+  {{- if eq .Values.mode "ext-proc" }}
+  # A sidecar in Kubernetes' sense: it starts before Envoy and ends after it.
+  restartPolicy: Always
+  args:
+    - ext-proc
+    - --metrics-host
+    - "0.0.0.0"
+    - --metrics-port
+    - "9003"
+    {{- range .Values.args }}
+    - {{ . | quote }}
+    {{- end }}
+  {{- else }}
   args:
     - gateway
     - --host
@@ -27,10 +40,15 @@ app.kubernetes.io/instance: {{ .Release.Name }}
     {{- range .Values.args }}
     - {{ . | quote }}
     {{- end }}
+  {{- end }}
   env:
     - name: PARS_STATE
       value: /var/lib/pars
-    {{- if and (eq .Values.mode "gateway") (gt (int .Values.replicas) 1) }}
+    {{- if eq .Values.mode "ext-proc" }}
+    - name: PARS_LOG_FORMAT
+      value: json
+    {{- end }}
+    {{- if and (ne .Values.mode "sidecar") (gt (int .Values.replicas) 1) }}
     - name: PARS_SHARED_ENGINE
       value: "1"
     {{- end }}
@@ -49,6 +67,14 @@ app.kubernetes.io/instance: {{ .Release.Name }}
     {{- with .Values.env }}
     {{- toYaml . | nindent 4 }}
     {{- end }}
+  {{- if eq .Values.mode "ext-proc" }}
+  ports:
+    - {name: metrics, containerPort: 9003}
+  livenessProbe:
+    httpGet: {path: /metrics, port: metrics}
+    periodSeconds: 10
+    timeoutSeconds: 3
+  {{- else }}
   ports:
     - {name: http, containerPort: 8100}
   # A new container helps a process that does not answer, and no engine that does not.
@@ -63,13 +89,8 @@ app.kubernetes.io/instance: {{ .Release.Name }}
   lifecycle:
     preStop:
       sleep: {seconds: 5}  # until nobody sends requests here any more
-  securityContext:
-    runAsNonRoot: true
-    runAsUser: 65532
-    runAsGroup: 65532
-    readOnlyRootFilesystem: true
-    allowPrivilegeEscalation: false
-    capabilities: {drop: [ALL]}
+  {{- end }}
+  {{- include "pars.unprivileged" . | nindent 2 }}
   resources:
     {{- toYaml .Values.resources | nindent 4 }}
   volumeMounts:
@@ -77,6 +98,39 @@ app.kubernetes.io/instance: {{ .Release.Name }}
     {{- if .Values.secrets.upstreamKey }}
     - {name: upstream-key, mountPath: /etc/pars, readOnly: true}
     {{- end }}
+{{- end }}
+
+{{- define "pars.unprivileged" -}}
+securityContext:
+  runAsNonRoot: true
+  runAsUser: 65532
+  runAsGroup: 65532
+  readOnlyRootFilesystem: true
+  allowPrivilegeEscalation: false
+  capabilities: {drop: [ALL]}
+{{- end }}
+
+{{- define "pars.envoy" -}}
+- name: envoy
+  image: {{ .Values.envoy.image | quote }}
+  command: [envoy]
+  args: [-c, /etc/envoy/envoy.yaml, --disable-hot-restart]
+  ports:
+    - {name: http, containerPort: 8100}
+  livenessProbe:
+    tcpSocket: {port: http}
+    periodSeconds: 10
+  readinessProbe:
+    tcpSocket: {port: http}
+    periodSeconds: 5
+  lifecycle:
+    preStop:
+      sleep: {seconds: {{ .Values.drainSeconds }}}  # Envoy breaks streams off when it is told to stop
+  {{- include "pars.unprivileged" . | nindent 2 }}
+  resources:
+    {{- toYaml .Values.envoy.resources | nindent 4 }}
+  volumeMounts:
+    - {name: envoy, mountPath: /etc/envoy, readOnly: true}
 {{- end }}
 
 {{- define "pars.volumes" -}}

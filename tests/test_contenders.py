@@ -124,3 +124,13 @@ def test_what_a_policy_needs_and_does_not_find_is_said():
         keys_of(Contender.parse("ranker"), nameless)
     with pytest.raises(ParsError, match="no request of the workload has max_tokens"):
         keys_of(Contender.parse("max-tokens"), nameless)
+
+
+@pytest.mark.parametrize(
+    ("spelled", "meant"),
+    [("orcale@30", "oracle"), ("Ranker", "ranker"), ("max_tokens", "max-tokens")],
+)
+def test_a_misspelt_policy_is_met_with_the_right_name(spelled: str, meant: str) -> None:
+    """Beside all that there are."""
+    with pytest.raises(ParsError, match=rf"did you mean {meant}\?"):
+        Contender.parse(spelled)

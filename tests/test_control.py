@@ -239,3 +239,16 @@ def test_top_says_who_does_not_answer() -> None:
 
     assert isinstance(result.exception, ParsError)
     assert "cannot connect" in str(result.exception)
+
+
+@pytest.mark.parametrize("command", [["ctl"], ["top", "--once"]])
+def test_the_url_of_another_server_is_told_from_a_gateways(
+    command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what is wrong with it, and not by a key that might be."""
+    monkeypatch.setenv("PARS_ADMIN_KEY", KEY)
+    with FakeEngine().served() as url:
+        run = CliRunner().invoke(commands, [command[0], url, *command[1:]], standalone_mode=False)
+
+    assert isinstance(run.exception, ParsError)
+    assert "no pars gateway answers there: give its URL" in str(run.exception)

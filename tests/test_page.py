@@ -65,6 +65,16 @@ def test_strangers_see_nothing_of_it(tmp_path: Path) -> None:
         assert now(url, authorization=f"Bearer {KEY}")["worth"]["gain"] is None
 
 
+def test_the_page_is_found_without_its_last_slash(tmp_path: Path) -> None:
+    """Also behind a proxy that puts something in front of the path: the way there is relative."""
+    with FakeEngine().served() as upstream, gateway_to(upstream, tmp_path) as (url, _):
+        answer = httpx.get(f"{url}/pars", trust_env=False)
+        page = httpx.get(f"{url}/pars", trust_env=False, follow_redirects=True)
+    assert (answer.status_code, answer.headers["location"]) == (308, "pars/")
+    assert page.url.path == "/pars/"
+    assert "<html" in page.text
+
+
 def test_the_page_asks_nobody_else(tmp_path: Path) -> None:
     """One file, and a policy that lets it load nothing from anywhere."""
     with FakeEngine().served() as engine, gateway_to(engine, tmp_path) as (url, _):

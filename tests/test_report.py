@@ -72,7 +72,7 @@ def test_all_outputs_begin_with_the_verdict(tmp_path):
 
     body = re.sub(r"<[^>]*>", "", page[page.index("<body>") :]).strip()
     assert report["verdict"].startswith("ranker@30 cut mean NTPOT from ")
-    assert told.splitlines()[0] == report["verdict"]
+    assert told.splitlines()[0] == told.splitlines()[-3] == report["verdict"]
     assert body.startswith(report["verdict"])
 
 
@@ -215,7 +215,7 @@ def test_of_a_policy_that_learns_each_quarter_is_told(tmp_path):
     told, report, page = outputs(learning(tmp_path))
 
     assert [it["share"]["value"] for it in report["quarters"]] == [0.0, 0.5, 0.75, 1.0]
-    table = told[told.index("As it learns") :]
+    table = told[told.index("As it learns") :].split("\n\n")[0]
     assert re.findall(r"(\d+)% \[", table) == ["0", "50", "75", "100"]
     assert "The gap to first come, first served opens" in page
 
@@ -226,3 +226,17 @@ def test_the_gap_is_what_was_saved_up_to_each_request(tmp_path):
 
     assert counts == [1, 2, 3, 4, 5, 6, 7, 8]
     assert [saved_s[1], saved_s[3], saved_s[7]] == [0.0, 2.0, 4.5]
+
+
+def test_an_oracle_is_not_measured_against_itself(tmp_path):
+    """The column says whose gain it is a share of, and its own row says so too."""
+    folder = written(tmp_path)
+    for path in folder.glob("*"):
+        if path.is_file():
+            path.write_text(path.read_text().replace('"oracle"', '"oracle@1.5x"'))
+
+    told, _, _ = outputs(folder)
+    [head] = [it for it in told.splitlines() if it.startswith("policy") and "of oracle" in it][:1]
+    rows = [it for it in told.splitlines() if it.startswith("oracle@1.5x")]
+    assert head.endswith("of oracle@1.5x's gain")
+    assert rows[0].endswith("itself")

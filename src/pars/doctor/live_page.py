@@ -16,6 +16,7 @@ from pars.serving.upstream import Upstream
 
 TIMEOUT_S = 10.0
 MAX_BYTES = 1 << 20
+NO_GATEWAY = "no pars gateway answers there: give its URL, without /pars or /v1 behind it"
 BARS = " ▁▂▃▄▅▆▇█"
 
 Now = dict[str, Any]
@@ -32,7 +33,7 @@ def now_of(url: str) -> Now:
     if status == 401:
         raise ParsError(f"{url}: wants a key: set PARS_API_KEYS to one of the gateway's")
     if told.get("server") != SERVER_NAME:
-        raise ParsError(f"{url}: no pars gateway answers there (HTTP {status})")
+        raise ParsError(f"{url}: {NO_GATEWAY} (HTTP {status})")
     return told
 
 
@@ -64,6 +65,8 @@ def change(url: str, admin_key: str, asked: dict[str, Any]) -> dict[str, str]:
         return {name: str(value) for name, value in told.items()}
     if isinstance(error, dict) and status == 400:
         raise ParsError(str(error.get("message")))
+    if status != 403:
+        raise ParsError(f"{url}: {NO_GATEWAY} (HTTP {status})")
     raise ParsError(f"{url}: HTTP {status}: is PARS_ADMIN_KEY the same there?")
 
 

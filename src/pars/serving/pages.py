@@ -32,7 +32,7 @@ from pars.serving.upstream import Upstream
 SERVER_NAME = "pars gateway"  # by which its health page is known
 PAGE_PATH, NOW_PATH = "/pars/", "/pars/now"
 HEALTH_PATH, METRICS_PATH = "/pars/health", "/pars/metrics"
-PATHS = frozenset((PAGE_PATH, NOW_PATH, HEALTH_PATH, METRICS_PATH)) | PROBE_PATHS
+PATHS = frozenset((PAGE_PATH, PAGE_PATH[:-1], NOW_PATH, HEALTH_PATH, METRICS_PATH)) | PROBE_PATHS
 HEALTH_PATIENCE_S = 3.0  # less than those have who ask for the health page
 HEALTH_IS_FRESH_S = 1.0  # the health page is open to all, and asks the upstream no oftener
 # The page is one file and asks nobody but this server.
@@ -80,6 +80,8 @@ class Pages:
         path = scope["path"]
         if path in PROBE_PATHS:
             await self._probes.answer(scope, send)
+        elif path == PAGE_PATH[:-1]:
+            await send_bytes(send, 308, b"text/plain", b"", more=[(b"location", b"pars/")])
         elif path == PAGE_PATH:
             await send_bytes(send, 200, b"text/html; charset=utf-8", _page(), more=PAGE_HEADERS)
         elif path == METRICS_PATH:

@@ -15,7 +15,7 @@ from typing import Any
 
 from pars.files import utf8, write_json, written_whole
 from pars.prove.report.course import NUM_PARTS, course, learns
-from pars.prove.report.gain import BASELINE, Gain, compared
+from pars.prove.report.gain import BASELINE, Gain, best_of, compared
 from pars.prove.report.latency import MEASURES, THIRDS, Figures, figures
 from pars.prove.report.page import page
 from pars.prove.report.times import RequestTimes, Result, read_result
@@ -29,6 +29,7 @@ TITLES = {
     "tpot_s": "TPOT, s: (end-to-end - TTFT) / (output tokens - 1)",
     "itl_s": "ITL, s: between two tokens",
 }
+ITSELF = "itself"  # in place of the share: what the others are measured by
 LONG_STALL_S = 0.1
 LONG_LATE_S = 0.1
 
@@ -77,6 +78,7 @@ def write_report(folder: Path, limits: Mapping[str, float] | None = None) -> str
     only_main = len({row.rate for row in rows}) > 1
     few = tables(result, rows, (gains, courses), limits, only_main=only_main)
     told = [sentence, *(f"! {note}" for note in notes), "", *(f"{table}\n" for table in few)]
+    told.append(f"{sentence}\n")  # once more, since the first line has gone by
     return "\n".join([*told, f"{folder / HTML_FILE} has the pictures"])
 
 
@@ -146,6 +148,7 @@ def _measure_table(title: str, measure: str, rows: Sequence[Figures], gains: Gai
     base = next((row for row in rows if row.policy == BASELINE), None)
     base_mean = base.measures[measure].mean if base and measure in base.measures else None
     has_shares = any(gain.share is not None for key, gain in gains.items() if key[2] == measure)
+    best = best_of([row.policy for row in rows])
     lines = []
     for row in rows:
         spread = row.measures.get(measure)
@@ -158,9 +161,10 @@ def _measure_table(title: str, measure: str, rows: Sequence[Figures], gains: Gai
         ratio = f"{spread.mean / base_mean:.2f}x" if base_mean else "-"
         gain = gains.get((row.policy, row.rate, measure))
         share = share_text(gain.share) if gain is not None and gain.share is not None else "-"
+        share = ITSELF if row.policy == best and share != "-" else share
         cells = (row.policy, *map(number, numbers), told, ratio)
         lines.append((*cells, share) if has_shares else cells)
-    return Table(title, (*columns, "of oracle's gain") if has_shares else columns, lines)
+    return Table(title, (*columns, f"of {best}'s gain") if has_shares else columns, lines)
 
 
 def _course_table(title: str, courses: Mapping[str, Sequence[Gain]]) -> Table:

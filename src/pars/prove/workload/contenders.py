@@ -14,6 +14,7 @@ client's limit, never the true length.
 from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 from pars.errors import ParsError
 from pars.prove.workload.learning import LearningEstimator
@@ -70,8 +71,11 @@ class Contender:
         by, colon, which = spelled.partition(":")
         if by not in NAMES or (colon and (by != "ranker" or not which)):
             if spelled not in scores:
-                known = ", ".join(dict.fromkeys([*NAMES, *scores]))
-                raise ParsError(f"policy {text!r}: {spelled!r} is none of {known}")
+                known = list(dict.fromkeys([*NAMES, *scores]))
+                near = get_close_matches(spelled.lower().replace("_", "-"), known, 1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                told = f"policy {text!r}: {spelled!r} is none of {', '.join(known)}{hint}"
+                raise ParsError(told)
             by, which = SCORES, spelled
         if by == "fcfs":
             if at:

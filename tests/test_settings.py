@@ -139,3 +139,9 @@ def test_the_table_has_a_row_a_setting() -> None:
     """`docs/generate.py` puts it into docs/serving.md; test_docs.py sees that it is current."""
     assert settings_table().count("\n") == len(VARIABLES) + 1
     assert "| `PARS_MAX_SLOWDOWN` | 1.33 | R:" in settings_table()
+
+
+def test_a_settings_help_can_be_read_by_itself() -> None:
+    """It says what it counts or names: its option stands alone in a terminal."""
+    dangling = re.compile(r"(gateway only: )?(that|of|for|which) |.* holds it$")
+    assert [it.name for it in declared_settings() if dangling.match(it.help)] == []

@@ -215,7 +215,12 @@ def _report(folder: Path, limits: Mapping[str, float]) -> None:
     show_default=True,
     help="How much faster than the preset's hardware.",
 )
-@click.option("--model", default="fake", show_default=True, help="The name it serves.")
+@click.option(
+    "--model",
+    default="fake",
+    show_default=True,
+    help="The name of its model, which requests give, or none.",
+)
 def fake_engine(
     engine: str,
     host: str,
@@ -238,7 +243,10 @@ def fake_engine(
     app = FakeEngine.of_preset(
         preset, scheduling_policy=policy, max_num_seqs=max_num_seqs, speed=speed, model=model
     )
-    greeting = f"fake {engine} ({policy}, speed {speed:g}) listens on {{url}} - stop with Ctrl-C"
+    greeting = (
+        f"fake {engine} ({policy}, speed {speed:g}), its model named {model!r}, listens on {{url}}"
+        " - stop with Ctrl-C"
+    )
     run_app(app, host, port, greeting, {"backlog": 4096})
 
 

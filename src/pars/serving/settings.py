@@ -147,10 +147,10 @@ class Settings:
     )
     max_held: int = _setting(10_000, "requests that may be held; then 429", least=1)
     max_held_bytes: int = _setting(
-        256 << 20, "of the bodies of all that are held; then 429", shown="256 MiB", least=1
+        256 << 20, "bytes of the bodies of all that are held; then 429", shown="256 MiB", least=1
     )
     max_held_s: float = _setting(
-        1800.0, "that a request may be held; then 503", shown="1800", least=1
+        1800.0, "seconds that a request may be held; then 503", shown="1800", least=1
     )
     max_slowdown: float = _setting(
         DEFAULT_MAX_SLOWDOWN,
@@ -209,20 +209,22 @@ class Settings:
         shown="10",
         least=0,
     )
-    max_body_bytes: int = _setting(1 << 20, "of a body held to read it", shown="1 MiB", least=1)
+    max_body_bytes: int = _setting(
+        1 << 20, "bytes of a body held to read it", shown="1 MiB", least=1
+    )
     max_buffered_bytes: int = _setting(
-        64 << 20, "of all bodies held at once", shown="64 MiB", least=1
+        64 << 20, "bytes of all bodies held at once", shown="64 MiB", least=1
     )
     max_prompts: int = _setting(
-        16, "of one request that are scored; the others get their mean", least=1
+        16, "prompts of one request that are scored; the others get their mean", least=1
     )
     max_prompt_chars: int = _setting(
         8192,
-        "of a prompt that an outcome keeps: of a longer one three quarters from its start and one"
-        " from its end, which is where rankers read",
+        "characters of a prompt that an outcome keeps: of a longer one three quarters from its"
+        " start and one from its end, which is where rankers read",
         least=1,
     )
-    max_queued_prompts: int = _setting(1024, "that wait for the ranker", least=1)
+    max_queued_prompts: int = _setting(1024, "prompts that wait for the ranker", least=1)
     trusted_proxies: str = _setting("", "networks, `10.0.0.0/8, ::1`")
     trusted_secret: str = _setting(
         "", "a caller that sends it in `X-Pars-Secret` is trusted", is_secret=True
@@ -244,7 +246,11 @@ class Settings:
         " client's key",
         is_secret=True,
     )
-    upstream_api_key_file: str = _setting("", "gateway only: a file that holds it", metavar="FILE")
+    upstream_api_key_file: str = _setting(
+        "",
+        "gateway only: a file with the upstream's own API key, as PARS_UPSTREAM_API_KEY",
+        metavar="FILE",
+    )
     upstream_ca_file: str = _setting(
         "",
         "gateway only: PEM file of the authorities to trust for an https upstream; empty: the"
@@ -261,15 +267,15 @@ class Settings:
         7 * 86_400.0, "a text is deleted when it is that old", shown="604800"
     )
     outcome_max_bytes: int = _setting(
-        256 << 20, "of the folder; beyond it the oldest outcomes go", shown="256 MiB"
+        256 << 20, "bytes of the folder; beyond it the oldest outcomes go", shown="256 MiB"
     )
     outcome_redact: str = _setting(
         "", "`package.module:function`, called with each text before it is written"
     )
     log_format: str = _setting(
         "text",
-        "of what `pars gateway` and `pars serve` say: `text`, or `json`: an object a line; inside"
-        " vLLM its own logging counts",
+        "how `pars gateway` and `pars serve` log: `text`, or `json`: an object a line; inside vLLM"
+        " its own logging counts",
         choices=("text", "json"),
     )
     otel: bool = _setting(

@@ -13,8 +13,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from pars.request.fields import SMALL_BYTES
-
+MOST_WALKED_BYTES = 1 << 13  # field by field: 4 ms at the worst, on the event loop
 MAX_HELD_BYTES = 1 << 20  # of white space after the last brace of a body in pieces
 MOST_MENTIONS = 1000  # of the name in a large body: more cost milliseconds to go through
 MOST_TRIED = 4  # places in a large body that look like the client's own field: the last ones
@@ -44,7 +43,7 @@ def with_priority(body: bytes, priority: int | float) -> bytes:
         ValueError: the body cannot be a JSON object.
     """
     body, value = as_utf8(body), str(priority)
-    if len(body) <= SMALL_BYTES:
+    if len(body) <= MOST_WALKED_BYTES:
         text = body.decode("utf-8", "surrogatepass")
         members = read_members(text)
         spans = [(start, end) for name, _, start, end in members or () if name == "priority"]
@@ -64,7 +63,7 @@ def without_priority(body: bytes) -> bytes:
     if not may_have_own(body):
         return body
     body = as_utf8(body)
-    if len(body) <= SMALL_BYTES:
+    if len(body) <= MOST_WALKED_BYTES:
         text = body.decode("utf-8", "surrogatepass")
         members = read_members(text)
         if members is not None:

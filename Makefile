@@ -48,7 +48,7 @@ test-llamacpp: llamacpp $(VENV)/.test ## the tests on a real llama.cpp (half a m
 	$(VENV)/bin/python -m pytest -m llamacpp tests/test_llamacpp.py
 
 test-envoy: envoy $(VENV)/.test ## the tests on a real Envoy (half a minute more)
-	$(VENV)/bin/python -m pytest -m envoy tests/test_envoy.py
+	$(VENV)/bin/python -m pytest -m envoy tests/test_envoy.py tests/test_deploy.py
 
 test-ray: $(VENV)/.ray ## the tests on a real Ray (a minute to install, 2 to run)
 	$(VENV)/bin/python -m pytest -m ray tests/test_ray.py

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from pars.cli.main import commands
 from pars.errors import DataError, ParsError, RankerError
 from pars.learn.scoring.parts import Log, Reading, parts_of
 from pars.learn.scoring.score import ScorePlan, score
+from pars.processes import spread
 from pars.prove.workload.score_files import FileSource
 from pars.prove.workload.workload import WorkloadRequest
 from pars.ranking.ranker import Ranker
@@ -192,6 +194,22 @@ def test_a_part_is_read_before_the_rest_of_its_file(folder):
     assert [len(next(parts).prompts) for _ in range(3)] == [100, 100, 100]
     with pytest.raises(DataError, match="row 301: field 'prompt' must be text, not a number"):
         next(parts)
+
+
+def test_parts_are_read_as_processes_have_room():
+    """Two a process are handed out, and the next when one is done: memory holds no more."""
+    taken: list[int] = []
+
+    def tasks() -> Iterator[int]:
+        for number in range(-9, 0):
+            taken.append(number)
+            yield number
+
+    results = spread(abs, tasks(), 2)
+
+    first = next(results)
+    assert len(taken) == 4
+    assert sorted([first, *results]) == list(range(1, 10))
 
 
 def test_what_was_stopped_goes_on_and_asks_for_no_part_twice(folder):

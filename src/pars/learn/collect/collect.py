@@ -31,6 +31,7 @@ from pars.learn.collect.report import CollectReport
 LONGEST_WAIT_S = 600.0  # a server that asks for more is asked again by a later run
 LEAST_FAILURES = 20  # in a row, or twice the concurrency: then an endpoint is asked no more
 BUSY = ("HTTP 429", "HTTP 503")
+NOT_SENT = ("no connection", "no connection in time")  # which says nothing of the prompt
 Pause = Callable[[float], Awaitable[object]]
 
 
@@ -156,9 +157,10 @@ class _Run:
             try:
                 reply = await at.ask(body)
             except Failure as failure:
-                asked = asked._replace(attempt=asked.attempt + 1)
-                if not await self._may_retry(failure, asked, at):
+                again = await self._again(failure, asked, at)
+                if again is None:
                     return
+                asked = again
             else:
                 self._keep(asked, reply, at)
                 self._tasks.settle()
@@ -166,8 +168,8 @@ class _Run:
             finally:
                 self._num_asking -= 1
 
-    async def _may_retry(self, failure: Failure, asked: Asked, at: Endpoint) -> bool:
-        """Whether the same endpoint is to be asked again; if not, the task is done with here."""
+    async def _again(self, failure: Failure, asked: Asked, at: Endpoint) -> Asked | None:
+        """What to ask the same endpoint for again; None: it is given back, or given up."""
         self._report.failures[failure.kind] += 1
         self._bar.set_postfix_str(self._report.speed(), refresh=False)
         asked_s = failure.retry_after_s or 0.0
@@ -176,25 +178,27 @@ class _Run:
         elif asked_s > LONGEST_WAIT_S:
             self._leave_out(at, f"{failure.kind}: the server asks to wait {asked_s:,.0f} s")
         if at.left_out and self._others(at):
-            self._tasks.give_back(asked._replace(attempt=asked.attempt - 1))  # no fault of its own
-            return False
+            self._tasks.give_back(asked)
+            return None
+        if failure.kind not in NOT_SENT or not self._others(at):
+            asked = asked._replace(attempt=asked.attempt + 1)
         # Who is told to wait speaks for all that ask there: they share the limit.
         at.next_s = max(at.next_s, time.monotonic() + asked_s)
         if at.left_out or failure.is_final or asked.attempt > self._config.max_retries:
             self._give_up(asked, failure, at)
             self._tasks.settle()
-            return False
+            return None
         self._report.num_retries += 1
         if not self._others(at):
             await self._wait(delay_s(failure, asked.attempt - 1, random.random()))
-            return True
+            return asked
         self._tasks.give_back(asked._replace(failed_at=asked.failed_at | {at}))
         if failure.kind not in BUSY:
             self._note(at, failure.kind, "requests failed")
         if not at.left_out:
             attempt = at.num_failed // self._config.concurrency
             await self._wait(delay_s(failure, attempt, random.random()))
-        return False
+        return None
 
     def _others(self, at: Endpoint) -> bool:
         """Whether another endpoint may be asked."""

@@ -129,7 +129,7 @@ PANELS: list[tuple[str, str, str, list[tuple[str, str]]]] = [
     (
         "Who waits, by tenant",
         "short",
-        "Requests that the engine has not begun to answer. Only where there are tenants (--tenants).",
+        "Requests that the engine has not begun to answer, where there are tenants (--tenants).",
         [(gauge("pars_tenant_requests_waiting"), "{{tenant}}")],
     ),
     (

@@ -39,6 +39,8 @@ declare -A commands=(
     [noon_shift]="benchmarks/noon_shift.py"
     [gateway_cost]="benchmarks/gateway_cost.py --soak --minilm-ranker $trained/ranker"
     [worth]="benchmarks/worth.py"
+    [worth_live]="benchmarks/worth_live.py"
+    [evidence_cost]="benchmarks/evidence_cost.py"
     [holdout]="benchmarks/holdout.py"
     [held_queue]="benchmarks/held_queue.py"
     [held_fleet]="benchmarks/held_fleet.py --litellm build/litellm"
@@ -50,7 +52,7 @@ declare -A commands=(
     [vllm_starvation]="benchmarks/vllm_starvation.py"
 )
 
-for name in ${*:-prepare train tau objectives objectives_minilm leaderboard reproduce score_cost trace_load noise serve online online_cost cold_start saboteur frontier tenants worth holdout overtake_curve noon_shift gateway_cost relay_cost hostile_bodies import_time recording_cost vllm_latency vllm_starvation held_queue held_fleet live simulator order_by prompt_cost repeats}; do
+for name in ${*:-prepare train tau objectives objectives_minilm leaderboard reproduce score_cost trace_load noise serve online online_cost cold_start saboteur frontier tenants worth worth_live evidence_cost holdout overtake_curve noon_shift gateway_cost relay_cost hostile_bodies import_time recording_cost vllm_latency vllm_starvation held_queue held_fleet live simulator order_by prompt_cost repeats}; do
     echo "== $name: python ${commands[$name]}"
     # shellcheck disable=SC2086 - the command is words
     python ${commands[$name]} >"$results/.$name.txt"

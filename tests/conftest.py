@@ -30,6 +30,7 @@ SLOW = frozenset(
             "learn",
             "probes",
             "gateway_process",
+            "spans",
         ),
     )
 )

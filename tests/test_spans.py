@@ -6,14 +6,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import click
 import httpx
 import pytest
+from click.testing import CliRunner
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from gateways import gateway_to
+from pars.cli.serve import setting_option
 from pars.errors import ParsError
 from pars.outcomes.spans import Spans
 from pars.serving.gateway import Gateway
@@ -128,6 +131,18 @@ def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
     with pytest.raises(ParsError, match=r"pip install 'pars-llm\[otel\]'"):
         Spans()
+
+
+def test_the_option_turns_it_on_and_its_absence_leaves_it_to_the_variable() -> None:
+    """A switch without a value, as people type it."""
+
+    @click.command()
+    @setting_option("otel")
+    def show(otel: bool | None) -> None:
+        click.echo(repr(otel))
+
+    assert CliRunner().invoke(show, ["--otel"]).output == "True\n"
+    assert CliRunner().invoke(show, []).output == "None\n"
 
 
 def test_the_variable_turns_it_on() -> None:

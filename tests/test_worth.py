@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
 
 from pars.outcomes.counterfactual import fcfs_begins_s, ordered_begins_s
 from pars.outcomes.decision import Decision
 from pars.outcomes.records import Outcome
+from pars.outcomes.tenant_watch import TenantMetrics
 from pars.outcomes.worth import Seen, Worth
+from pars.outcomes.worth_metrics import WorthMetrics
 from pars.scheduling.policies.policy import Place
 
 INF = math.inf
@@ -188,3 +191,25 @@ def test_shadow_mode_tells_what_the_order_would_have_gained() -> None:
     assert seen.gain.ntpot_ratio == pytest.approx(0.0, abs=1e-9)
     assert seen.shadow_gain is not None
     assert seen.shadow_gain.ntpot_ratio > 0
+
+
+def test_ten_thousand_models_and_tenants_make_few_series() -> None:
+    """Thirty-two models and sixty-four tenants have a label of their own; the rest share one."""
+    registry = CollectorRegistry()
+    worth, tenants = WorthMetrics(registry), TenantMetrics(registry)
+    told = {"path": "/v1/completions", "decision": "scored", "arrival_s": 1.0}
+    outcome = Outcome(**told, status=200, answer_tokens=4, wait_s=1.0, total_s=2.0)
+    for number in range(10_000):
+        name = f"name-{number}"
+        worth.ended("none", 1.0, name, wait_s=1.0, e2e_s=2.0, tokens=4, request_id=name)
+        tenants.ended(name, outcome, 5.0)
+    counts = [
+        sample.name.removesuffix("_count")
+        for family in registry.collect()
+        for sample in family.samples
+        if sample.name.endswith("_count")
+    ]
+
+    assert counts.count("pars_model_time_per_output_token_seconds") == 33
+    assert counts.count("pars_tenant_wait_seconds") == 64
+    assert counts.count("pars_wait_seconds") == 1

@@ -54,21 +54,33 @@ class TenantMetrics:
             "pars_tenant_requests_waiting", "That the engine has not begun to answer."
         )
         self._labels = {OTHERS}
+        # labels() costs more than all else here.
+        self._answered: dict[str, tuple[Histogram, Histogram, Counter]] = {}
+        self._present: dict[str, tuple[Gauge, Gauge]] = {}
 
     def ended(self, tenant: str, outcome: Outcome, work: float) -> None:
         """A request was answered."""
         label = tenant if self._has_label(tenant) else OTHERS
+        if (found := self._answered.get(label)) is None:
+            found = (self._wait.labels(label), self._ntpot.labels(label), self._work.labels(label))
+            self._answered[label] = found
+        wait, ntpot, done = found
         if tells_wait(outcome) and outcome.wait_s is not None:
-            self._wait.labels(label).observe(outcome.wait_s)
+            wait.observe(outcome.wait_s)
         if outcome.answer_tokens:
-            self._ntpot.labels(label).observe((outcome.total_s or 0.0) / outcome.answer_tokens)
-        self._work.labels(label).inc(work)
+            ntpot.observe((outcome.total_s or 0.0) / outcome.answer_tokens)
+        done.inc(work)
 
     def waits(self, lane: TenantLane) -> None:
         """How many of a tenant's requests wait now."""
-        if self._has_label(lane.name):
-            self._share.labels(lane.name).set(lane.share)
-            self._waiting.labels(lane.name).set(lane.num_waiting)
+        if not self._has_label(lane.name):
+            return
+        if (found := self._present.get(lane.name)) is None:
+            found = (self._share.labels(lane.name), self._waiting.labels(lane.name))
+            self._present[lane.name] = found
+        share, waiting = found
+        share.set(lane.share)
+        waiting.set(lane.num_waiting)
 
     def _has_label(self, tenant: str) -> bool:
         if tenant not in self._labels and len(self._labels) < MOST_LABELS:

@@ -52,7 +52,8 @@ class WorthMetrics:
             buckets=NTPOT_BUCKETS_S,
             registry=registry,
         )
-        self._models: set[str] = set()
+        self._models: dict[str, Histogram] = {}
+        self._groups: dict[tuple[str, str], tuple[Histogram, Histogram, Histogram]] = {}
         self._slowdown = Histogram(
             "pars_slowdown_ratio",
             "A request's wait by the one that first come, first served would have made of it, each"
@@ -102,17 +103,29 @@ class WorthMetrics:
     ) -> None:
         """A request ended; `wait_s` None: not known; `request_id` is shown as an exemplar."""
         shown = {"request_id": request_id[:64]} if request_id else None
-        expected = expected_label(expected_tokens)
+        wait, e2e, ntpot = self._group(class_, expected_label(expected_tokens))
         if wait_s is not None:
-            self._wait.labels(class_, expected).observe(wait_s, shown)
-        self._e2e.labels(class_, expected).observe(e2e_s, shown)
-        self._ntpot.labels(class_, expected).observe(e2e_s / tokens, shown)
-        if model not in self._models:
-            if len(self._models) < MOST_MODELS:
-                self._models.add(model)
-            else:
-                model = OTHER_MODELS
-        self._by_model.labels(model).observe(e2e_s / tokens, shown)
+            wait.observe(wait_s, shown)
+        e2e.observe(e2e_s, shown)
+        ntpot.observe(e2e_s / tokens, shown)
+        self._model(model).observe(e2e_s / tokens, shown)
+
+    def _group(self, class_: str, expected: str) -> tuple[Histogram, Histogram, Histogram]:
+        """Wait, end to end and NTPOT of one class and expected length; labels() costs most."""
+        if (found := self._groups.get((class_, expected))) is None:
+            one, two, three = (
+                it.labels(class_, expected) for it in (self._wait, self._e2e, self._ntpot)
+            )
+            found = self._groups[class_, expected] = (one, two, three)
+        return found
+
+    def _model(self, name: str) -> Histogram:
+        """Of a model with a label of its own, while there are labels left."""
+        if name not in self._models and len(self._models) >= MOST_MODELS:
+            name = OTHER_MODELS
+        if (found := self._models.get(name)) is None:
+            found = self._models[name] = self._by_model.labels(name)
+        return found
 
     def compared(
         self, class_: str, wait_s: float, fcfs_wait_s: float, *, is_exceeded: bool

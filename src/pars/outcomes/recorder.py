@@ -147,8 +147,8 @@ class Recorder:
             self._desk.leave(engine_id, watch.hear)
         try:
             outcome, known = watch.outcome()
-            if self._limits_are_ends and outcome.finish_reason == "length":
-                outcome = replace(outcome, finish_reason="stop")
+            if self._limits_are_ends:
+                outcome = replace(outcome, limits_are_ends=True)
             self._metrics.answered(known)
             if abs(self._clock() - outcome.arrival_s - watch.since_s()) > CLOCK_JUMP_S:
                 self._metrics.clock_jumps.inc()

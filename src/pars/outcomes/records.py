@@ -21,7 +21,8 @@ from pars.errors import DataError
 
 OUTCOMES, PROMPTS, SUFFIX = "outcomes-", "prompts-", ".jsonl"
 KEY_FILE = "key"
-CUT_SHORT = ("length", "abort", "error")
+LENGTH = "length"  # as engines name the end at a limit
+CUT_SHORT = (LENGTH, "abort", "error")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +48,7 @@ class Outcome:
         engine_wait_s: From its being handed on until the answer's first byte; None where either
             moment is not known well, since this process was busy with other things.
         total_s: From arrival to the answer's last byte, by a clock that is never set.
+        limits_are_ends: Whoever reaches a limit has ended by himself, as in benchmarks.
         prompt_key: A keyed hash of the scored text: equal texts can be told without the text.
         prompt: The scored text, where it was kept and is not too old.
     """
@@ -70,6 +72,7 @@ class Outcome:
     wait_s: float | None = None
     engine_wait_s: float | None = None
     total_s: float | None = None
+    limits_are_ends: bool | None = None
     prompt_key: str | None = None
     prompt: str | None = None
 
@@ -77,6 +80,8 @@ class Outcome:
     def is_censored(self) -> bool:
         """Whether the answer was cut short: it would have become `answer_tokens` or longer."""
         failed = self.status is not None and self.status >= 400
+        if self.limits_are_ends and self.finish_reason == LENGTH:
+            return failed
         return failed or self.finish_reason in CUT_SHORT
 
     @property

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from pars.learn.data.records import Row
-from pars.outcomes.records import Outcome
+from pars.outcomes.records import CUT_SHORT, Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,15 +92,13 @@ def _lesson(number: int, outcome: Outcome) -> Row | str:
         return "no answer, or none whose length is known"
     if not outcome.prompt:
         return "the prompt's text was not kept"
-    # Whatever failed was cut short, also where no reason is told.
     reason = outcome.finish_reason
-    reason = "error" if outcome.is_censored and reason is None else reason
+    if not outcome.is_censored:
+        reason = "stop"
+    elif reason not in CUT_SHORT:  # whatever failed was cut short, also where no reason is told
+        reason = "error"
     return Row(
-        number,
-        outcome.prompt,
-        outcome.answer_tokens,
-        model=outcome.model,
-        finish_reason="error" if outcome.is_censored and reason == "stop" else reason,
+        number, outcome.prompt, outcome.answer_tokens, model=outcome.model, finish_reason=reason
     )
 
 

@@ -8,8 +8,8 @@ The gateway starts with an empty state folder and learns from the answers that p
 come somewhat faster than the engine answers them (`--load` of what it was just seen to get done),
 so that a queue grows. The same requests are sent again first come, first served, and by the oracle,
 which knows the true lengths; `--policies` names others (`oracle@1.33x`, `ranker:NAME`), and
-`--noisy NAME` makes scores for one that is off by a log-normal factor of 0.7. The model is a Llama
-of random weights, so tokens mean nothing; each answer is as long as the real one was, and limits,
+`--noisy NAME` makes scores for one that is off by a log-normal factor of 0.7. The model is the tests'
+tiny one, so tokens mean nothing; each answer is as long as the real one was, and limits,
 which impose that, tell the gateway nothing (PARS_OBEY_LIMITS=0). Prints what `pars bench` prints
 and draws OUTPUT/gap.svg. The last line of stdout is one JSON document.
 """
@@ -35,7 +35,6 @@ from pars.prove.report.pictures import pictures
 from pars.prove.report.times import read_result
 
 ROOT = Path(__file__).resolve().parents[1]
-MODEL_SIZE = ("--width", "512", "--layers", "6")  # 14 M parameters: a step takes one core 7 ms
 NUM_PROBED = 200  # requests at once, to see what the engine gets done
 SECRET = "benchmark"
 START_S = 240.0
@@ -127,17 +126,12 @@ def noisy(workload: Path, output: Path, name: str) -> Path:
 
 @contextlib.contextmanager
 def vllm(options: argparse.Namespace) -> Iterator[str]:
-    """The URL of a vLLM that schedules by priority; makes the model if need be."""
-    model = ROOT / "build/llama-14m"
-    if not (model / "config.json").exists():
-        make = [ROOT / ".engine/bin/python", ROOT / "engine/tiny_llama.py", model, *MODEL_SIZE]
-        subprocess.run(make, check=True)
+    """The URL of a vLLM that schedules by priority."""
     port = free_port()
     command = ["bash", str(ROOT / "engine/serve.sh"), "--port", str(port)]
     command += ["--scheduling-policy", "priority", "--max-num-seqs", str(options.num_slots)]
     command += ["--max-model-len", "8192"]
-    environment = {"TINY_LLAMA": str(model)}
-    with served(command, environment, port, options.output_dir / "vllm.log") as url:
+    with served(command, {}, port, options.output_dir / "vllm.log") as url:
         yield url
 
 

@@ -6,10 +6,10 @@ A real vLLM behind `pars gateway`, nothing trained: the gap to first come, first
 
 The gateway starts with an empty state folder and learns from the answers that pass. Real prompts
 come somewhat faster than the engine answers them (`--load` of what it was just seen to get done),
-so that a queue grows. The same requests are sent again first come, first served, and by the oracle,
-which knows the true lengths; `--policies` names others (`oracle@1.33x`, `ranker:NAME`), and
-`--noisy NAME` makes scores for one that is off by a log-normal factor of 0.7. The model is the tests'
-tiny one, so tokens mean nothing; each answer is as long as the real one was, and limits,
+so that a queue grows. The same requests are sent again first come, first served, and by the
+oracle, which knows the true lengths; `--policies` names others (`oracle@1.33x`, `ranker:NAME`),
+and `--noisy NAME` makes scores for one that is off by a log-normal factor of 0.7. The model is the
+tests' tiny one, so tokens mean nothing; each answer is as long as the real one was, and limits,
 which impose that, tell the gateway nothing (PARS_OBEY_LIMITS=0). Prints what `pars bench` prints
 and draws OUTPUT/gap.svg. The last line of stdout is one JSON document.
 """

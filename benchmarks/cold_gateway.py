@@ -45,6 +45,8 @@ def main() -> None:
     options = read_options()
     output = options.output_dir
     output.mkdir(parents=True, exist_ok=True)
+    for made in ("probe", "bench", "state"):  # by the run before
+        shutil.rmtree(output / made, ignore_errors=True)
     with vllm(options) as engine_url:
         rate = options.load * capacity_rps(engine_url, options)
         workload = output / "workload.jsonl"
@@ -139,7 +141,6 @@ def vllm(options: argparse.Namespace) -> Iterator[str]:
 def gateway(engine_url: str, options: argparse.Namespace) -> Iterator[str]:
     """The URL of a gateway that has learned nothing yet."""
     state = options.output_dir / "state"
-    shutil.rmtree(state, ignore_errors=True)
     port = free_port()
     command = [sys.executable, "-m", "pars", "gateway", "--upstream", engine_url]
     command += ["--port", str(port), "--state", str(state)]

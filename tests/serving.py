@@ -65,3 +65,23 @@ class GatedScorer(LengthScorer):
         self.entered.set()
         assert self.gate.wait(DEADLINE_S), "the test never opened the gate"
         return super().score(prompts)
+
+
+async def answered_lifespan(scope: Any, receive: Any, send: Any) -> bool:
+    """Whether it was the server's start and end that were told, to which an app says yes."""
+    if scope["type"] != "lifespan":
+        return False
+    for stage in ("startup", "shutdown"):
+        await receive()
+        await send({"type": f"lifespan.{stage}.complete"})
+    return True
+
+
+async def whole_body(receive: Any) -> bytes:
+    """A request's body, as far as it came."""
+    content, more = b"", True
+    while more:
+        message = await receive()
+        content += message.get("body", b"")
+        more = message.get("more_body", False)
+    return content

@@ -19,7 +19,13 @@ from pars.serving.connections import Pool
 from pars.serving.gateway import Gateway
 from pars.serving.known_engine import NOT_KNOWN
 
-from serving import DEADLINE_S, eventually, serve_in_thread
+from serving import (
+    DEADLINE_S,
+    answered_lifespan,
+    eventually,
+    serve_in_thread,
+    whole_body,
+)
 
 COMPLETIONS = "/v1/completions"
 Reply = tuple[int, str, bytes]  # status, content type, body
@@ -53,16 +59,9 @@ class Engine:
         return [priority for path, priority, _ in self.asked if path == COMPLETIONS]
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "lifespan":
-            for stage in ("startup", "shutdown"):
-                await receive()
-                await send({"type": f"lifespan.{stage}.complete"})
+        if await answered_lifespan(scope, receive, send):
             return
-        content, more = b"", True
-        while more:
-            message = await receive()
-            content += message.get("body", b"")
-            more = message.get("more_body", False)
+        content = await whole_body(receive)
         fields = json.loads(content) if content else {}
         header = dict(scope["headers"]).get(b"x-vllm-priority")
         priority = fields.get("priority") if header is None else int(header)

@@ -18,7 +18,7 @@ from pars.scheduling.dialects import DIALECTS
 from pars.serving.own_priority import reads_priority
 from pars.serving.replies import send_json
 
-from serving import serve_in_thread
+from serving import answered_lifespan, serve_in_thread, whole_body
 
 ROOT = Path(__file__).parents[1]
 JSON = {"content-type": "application/json"}
@@ -33,16 +33,9 @@ class Recording:
         self.bodies: list[bytes] = []
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "lifespan":
-            for stage in ("startup", "shutdown"):
-                await receive()
-                await send({"type": f"lifespan.{stage}.complete"})
+        if await answered_lifespan(scope, receive, send):
             return
-        content, more = b"", True
-        while more:
-            message = await receive()
-            content += message.get("body", b"")
-            more = message.get("more_body", False)
+        content = await whole_body(receive)
         if scope["method"] != "GET":  # else it is the gateway that asks
             self.bodies.append(content)
         await send_json(send, 200, {})

@@ -54,8 +54,8 @@ def doctor(as_json: bool, watch: bool, **options: Any) -> None:
     Say whether pars can help a server, and what to change.
 
     Nothing is sent but requests for its pages, unless --probe. Exit code 0: no line is a problem;
-    1: one is; 2: the options make no sense, or the outcomes cannot be read; 3: no server answers.
-    With --watch, that of the last look.
+    1: one is; 2: the options make no sense, or the outcomes cannot be read; 3: the endpoint does
+    not answer. With --watch, that of the last look.
     """
     from pars.doctor.doctor import DoctorOptions, diagnose
 

@@ -20,6 +20,20 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 TOO_MUCH = ("too_large", "buffers_full")
 
 
+def joined(body: bytes | bytearray, piece: bytes) -> bytes | bytearray:
+    """
+    A body with one piece more; a bytearray that is given grows in place.
+
+    In one piece, since a message for each byte would cost hundreds; a lone one is not copied.
+    """
+    if not body:
+        return piece
+    if not isinstance(body, bytearray):
+        body = bytearray(body)
+    body += piece
+    return body
+
+
 class ByteBudget:
     """
     Body bytes that all requests of one server may hold together.
@@ -77,7 +91,7 @@ class HeldBody:
         self.num_bytes = 0
         self._budget = budget
         self._max_bytes = max_bytes
-        self._body: bytes | bytearray = b""  # in one piece: a message for each byte would cost 600
+        self._body: bytes | bytearray = b""
         self._has_begun = self._is_whole = False
         self._last: Message | None = None  # that the client left
         self._num_counted_bytes = 0
@@ -108,12 +122,7 @@ class HeldBody:
         self._budget.came(self)
 
     def _hold(self, piece: bytes) -> None:
-        if not self._has_begun:
-            self._body = piece
-        else:
-            if not isinstance(self._body, bytearray):
-                self._body = bytearray(self._body)
-            self._body += piece
+        self._body = joined(self._body, piece)
         self._has_begun = True
         self.num_bytes += len(piece)
         self._num_counted_bytes += len(piece)

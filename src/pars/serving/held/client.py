@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pars.outcomes.decision import Decision
-from pars.request.body import TOO_MUCH, ByteBudget, Message, Receive
+from pars.request.body import TOO_MUCH, ByteBudget, Message, Receive, joined
 from pars.serving.held.prefixes import MOST_BYTES
 from pars.serving.held.queue import HeldQueue, QueueIsFull, Waiting
 from pars.serving.held.replica import Replica, Turn
@@ -28,7 +28,7 @@ class Client:
         self.num_bytes = 0
         self.gone: asyncio.Future[Message] | None = None
         self._receive = receive
-        self._body: bytes | bytearray = b""  # in one piece: a message for each byte would cost 150
+        self._body: bytes | bytearray = b""
         self._has_begun = False
         self._last: Message | None = None  # that the client left
 
@@ -39,12 +39,7 @@ class Client:
             self._last, self.is_whole = message, True
             return 0
         piece = message.get("body", b"")
-        if not self._has_begun:
-            self._body = piece
-        else:
-            if not isinstance(self._body, bytearray):
-                self._body = bytearray(self._body)
-            self._body += piece
+        self._body = joined(self._body, piece)
         self._has_begun = True
         self.is_whole = not message.get("more_body", False)
         self.num_bytes += len(piece)

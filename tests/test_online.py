@@ -519,6 +519,24 @@ def test_an_order_that_began_with_some_knowledge_ends_where_answers_speak_agains
     assert not began.is_useful
 
 
+def test_the_first_answers_move_nothing_of_what_waits_beside_what_comes():
+    """Up to thirty the bundled ranker's word stands alone: 128 tokens where it says none."""
+    ranker, question = OnlineRanker(SECRET, begins_ordered=True), asked("Name a sea")
+    first = ranker.expect(question), ranker.expect(question, 2.0)
+    assert first[0].tokens == ranker.neutral_tokens == pytest.approx(128.0)
+    assert first[1].tokens == pytest.approx(129.0 * math.exp(0.3 * 2.0) - 1.0)
+    long_tokens = ranker.long_tokens
+
+    for _ in range(29):
+        ranker.learn(first[0], 5)
+        again = ranker.expect(question), ranker.expect(question, 2.0)
+        assert [guess.tokens for guess in again] == [guess.tokens for guess in first]
+        assert (ranker.neutral_tokens, ranker.long_tokens) == (first[0].tokens, long_tokens)
+    ranker.learn(first[0], 5)
+    assert ranker.expect(question).tokens == pytest.approx(5.0, abs=1.0)
+    assert ranker.neutral_tokens == pytest.approx(5.0)
+
+
 def test_what_was_learned_before_a_start_orders_at_once(tmp_path: Path):
     """The answers that prove it come only after the start."""
     ranker = taught(State(tmp_path), 40)

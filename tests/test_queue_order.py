@@ -76,6 +76,13 @@ def test_a_wait_is_the_engines_from_the_moment_it_was_handed_on() -> None:
     assert Waited.of(answered()) == Waited(None, 1, 7, 11.0, 13.0, 14.0)
 
 
+def test_a_prompt_that_the_engine_did_not_count_is_as_long_as_its_text_shows() -> None:
+    """A stream without usage tells no count."""
+    uncounted = answered(prompt_tokens=None, seen_prompt_tokens=8.0)
+
+    assert Waited.of(uncounted) == Waited(None, 1, 8.0, 11.0, 13.0, 14.0)
+
+
 @pytest.mark.parametrize(
     "fields",
     [

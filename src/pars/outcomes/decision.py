@@ -24,7 +24,6 @@ class Decision:
         request_id: That the client gave, in X-Request-Id or else in the body.
         is_stream: Its answer is asked for as a stream.
         work: Of prompt and answers, as expected, in answer tokens.
-        prompt_tokens: As its texts and token ids show.
         place: What the policy made of it; None: its priority was given by somebody trusted.
         policy: Whose place that is; it may have changed since.
         shadow_key: Its key, were the policy not only thought of; None: it is in force.
@@ -40,7 +39,6 @@ class Decision:
     request_id: str | None = None
     is_stream: bool = False
     work: float = 0.0
-    prompt_tokens: float = 0.0
     place: Place | None = None
     policy: Policy | None = None
     shadow_key: int | None = None
@@ -50,9 +48,8 @@ class Decision:
     guess: Guess | None = None
 
     def true_work(self, outcome: Outcome) -> float:
-        """What it took, in answer tokens; the prompt's by our own count where nobody tells it."""
-        told = outcome.prompt_tokens
-        prompt_tokens = self.prompt_tokens if told is None else told
+        """What it took, in answer tokens."""
+        prompt_tokens = outcome.known_prompt_tokens or 0.0
         return (outcome.answer_tokens or 0) + PROMPT_TOKEN_WORK * prompt_tokens
 
 

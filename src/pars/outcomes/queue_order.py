@@ -111,23 +111,18 @@ class Waited:
     end_s: float
 
     @classmethod
-    def of(cls, one: Outcome, prompt_tokens: float = np.nan) -> Self | None:
-        """
-        What an outcome shows of the engine's queue; None: nothing, as an error does.
-
-        Args:
-            prompt_tokens: As far as they are known where the engine did not count them.
-        """
+    def of(cls, one: Outcome) -> Self | None:
+        """What an outcome shows of the engine's queue; None: nothing, as an error does."""
         if one.key is None or not one.is_answered or not tells_wait(one):
             return None
         if one.engine_wait_s is None or one.wait_s is None or one.total_s is None:
             return None
-        told = one.prompt_tokens
+        told = one.known_prompt_tokens
         begin_s = one.arrival_s + one.wait_s
         return cls(
             one.model,
             one.key,
-            prompt_tokens if told is None else told,
+            np.nan if told is None else told,
             begin_s - one.engine_wait_s,
             begin_s,
             one.arrival_s + one.total_s,
@@ -231,7 +226,7 @@ class OrderJudge:
     def ended(self, decision: Decision, outcome: Outcome) -> None:
         """A request is finished."""
         self._running.pop(id(decision), None)
-        waited = Waited.of(outcome, decision.prompt_tokens)
+        waited = Waited.of(outcome)
         if waited is not None:
             self._latest.append(waited)
             self._num_new += 1

@@ -40,6 +40,7 @@ class Outcome:
         max_tokens: The request's own limit on an answer.
         num_answers: To each prompt.
         key: Its place in the engine's queue: smaller goes first.
+        seen_prompt_tokens: Of all prompts, as texts and token ids show.
         prompt_tokens, answer_tokens: As the engine counted them; of all prompts, of all answers.
         is_exact: False: the events of a stream were counted, for want of a better number.
         finish_reason: "stop", "length", "tool_calls"; "abort": the client left; "error": the
@@ -64,6 +65,7 @@ class Outcome:
     num_answers: int = 1
     num_prompts: int = 1
     key: int | None = None
+    seen_prompt_tokens: float | None = None
     prompt_tokens: int | None = None
     answer_tokens: int | None = None
     is_exact: bool = False
@@ -89,6 +91,11 @@ class Outcome:
         """Whether an answer came, and it is known how long it became."""
         came = self.status is not None and self.status < 400
         return came and bool(self.answer_tokens) and self.total_s is not None
+
+    @property
+    def known_prompt_tokens(self) -> float | None:
+        """By the engine's count, else by what its texts show."""
+        return self.seen_prompt_tokens if self.prompt_tokens is None else self.prompt_tokens
 
     def to_line(self) -> bytes:
         """The outcome as a line of JSON, without its prompt and without what is not known."""

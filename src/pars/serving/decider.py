@@ -114,7 +114,6 @@ class Decider:
             request_id=_named(headers) or asked.request_id,
             is_stream=asked.is_stream,
             work=demand.work,
-            prompt_tokens=sum(prompt.num_tokens for prompt in asked.request.prompts),
             place=placed.place,
             policy=placed.policy,
             shadow_key=placed.shadow_key,
@@ -176,6 +175,7 @@ class Decider:
             num_answers=request.num_answers,
             num_prompts=len(request.prompts),
             key=key,
+            seen_prompt_tokens=sum(prompt.num_tokens for prompt in request.prompts) or None,
             prompt_key=prompt_key,
             prompt=text if self._settings.outcome_prompts else None,
         )

@@ -2,9 +2,10 @@
 How long answers are expected to be: by the ranker that learns, or by the offline one alone.
 
 Whatever the offline ranker says is one signal more for the one that learns. The bundled one is
-asked until a thousand answers are learned: its word stands at the beginning, and counts for less
-with every answer. A ranker of the user's own is asked for each request, and orders alone until the
-one that learns is better than chance. Where neither is, the queue is first come, first served.
+asked until a thousand answers are learned: up to thirty its word stands alone, then it counts for
+less with every answer. A ranker of the user's own is asked for each request, and orders alone
+until the one that learns is better than chance. Where neither is, the queue is first come, first
+served.
 """
 
 import asyncio

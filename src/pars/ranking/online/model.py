@@ -30,7 +30,7 @@ NUM_CALLERS = 1 << 12  # told apart; more share
 MEMORY = 0.02  # of a caller's answers, so about the last fifty
 CALLER_PRIOR = 2.0  # a caller is taken at his word until his own answers outweigh this
 ENOUGH_SLOPE = 2.0  # answers count in full from a slope of one half on
-FIRST_DEVIATION = 1.0  # of log tokens, before there are two answers
+FIRST_MEAN, FIRST_DEVIATION = math.log1p(128.0), 1.0  # of log tokens, before there are answers
 LEAST_DEVIATION = 0.1  # of log tokens; equal answers have none
 
 
@@ -84,7 +84,7 @@ class OnlineModel:
         self.callers = Callers()
         self._change = np.empty_like(self.covariance)
         self.num_learned = 0
-        self.mean = math.log1p(128.0)
+        self.mean = FIRST_MEAN
         self.squared_deviation = 0.0
 
     @property

@@ -16,7 +16,7 @@ from collections import deque
 from typing import NamedTuple
 
 from pars.ranking.intervals import Estimate, tau_b_interval
-from pars.ranking.online.model import OnlineModel
+from pars.ranking.online.model import FIRST_DEVIATION, FIRST_MEAN, STACKED_WEIGHT, OnlineModel
 from pars.ranking.online.reading import Reader, Reading
 from pars.ranking.order_metrics import pair_sums
 from pars.request.features import Signals
@@ -28,8 +28,10 @@ WINDOW = 1000  # answers that the gauge looks back
 FEWEST = 12  # answers before the order can count as better than chance
 JUDGE_EVERY = 5  # answers, at first; a tenth of the window later on
 LONG_DEVIATIONS = 1.2816  # the 0.9 quantile of a normal distribution
-# The bundled ranker's word counts in full up to so many answers, and not at all after so many.
-BUNDLED_COUNTS = (300, 1_000)
+# The bundled ranker's word stands alone up to so many answers, each of which changes a young model
+# much, so that requests in one queue would be told by different measures.
+BUNDLED_ALONE = 30
+BUNDLED_COUNTS = (300, 1_000)  # answers up to which it counts in full, and after which not at all
 TRIAL = 200  # answers in which an order that began with some knowledge need not be proven
 MAX_LOG_TOKENS = math.log1p(1 << 24)
 
@@ -103,7 +105,7 @@ class OnlineRanker:
         secret: Features are hashed under it; None: one that nobody knows.
         model: What was learned before.
         begins_ordered: Whether to order by it before its answers have proven it: it hears the
-            bundled ranker's word; None: if it has learned before.
+            bundled ranker's word, and at first says no other; None: if it has learned before.
 
     Attributes:
         gauge: How well it has ordered lately.
@@ -144,13 +146,13 @@ class OnlineRanker:
     @property
     def neutral_tokens(self) -> float:
         """The middle answer so far."""
-        return math.expm1(self.model.mean)
+        return math.expm1(self._scale[0])
 
     @property
     def long_tokens(self) -> float:
         """From here on an answer counts as long: nine of ten are shorter."""
-        above = LONG_DEVIATIONS * self.model.deviation
-        return max(1.0, math.expm1(min(self.model.mean + above, MAX_LOG_TOKENS)))
+        mean, deviation = self._scale
+        return max(1.0, math.expm1(min(mean + LONG_DEVIATIONS * deviation, MAX_LOG_TOKENS)))
 
     def expect(self, signals: Signals, stacked: float = 0.0) -> Guess:
         """
@@ -161,7 +163,11 @@ class OnlineRanker:
                 for what it proves to be worth.
         """
         reading = self.reader.read(signals, stacked)
-        log_tokens = min(max(self.model.predict(reading), 0.0), MAX_LOG_TOKENS)
+        if self._hears_only:
+            log_tokens = FIRST_MEAN + FIRST_DEVIATION * STACKED_WEIGHT * stacked
+        else:
+            log_tokens = self.model.predict(reading)
+        log_tokens = min(max(log_tokens, 0.0), MAX_LOG_TOKENS)
         return Guess(
             tokens=math.expm1(log_tokens),
             low_tokens=math.expm1(max(0.0, log_tokens - self.width)),
@@ -169,6 +175,18 @@ class OnlineRanker:
             log_tokens=log_tokens,
             reading=reading,
         )
+
+    @property
+    def _hears_only(self) -> bool:
+        """Whether it says what the bundled ranker says, and nothing of its own yet."""
+        return self._begins_ordered and self.model.num_learned < BUNDLED_ALONE
+
+    @property
+    def _scale(self) -> tuple[float, float]:
+        """Mean and deviation of log tokens that it speaks by."""
+        if self._hears_only:
+            return FIRST_MEAN, FIRST_DEVIATION
+        return self.model.mean, self.model.deviation
 
     def learn(self, guess: Guess, tokens: float, *, is_lower_bound: bool = False) -> float:
         """

@@ -103,8 +103,8 @@ def test_a_contest_is_sure_where_both_were_queued_while_the_engine_was_full() ->
     """One slot, which "first" has till 4: two wait for it from 0 and 1, in vain the second one."""
     first, long, short = waited(0, 0.1, 0, answer_s=3.9), waited(0, 4, 9), waited(1, 5, 1)
 
-    assert contests_of([first, long, short]) == Contests(1, 0, 1, 0, 1)
-    assert contests_of([first, waited(0, 5, 9), waited(1, 4, 1)]) == Contests(1, 1, 1, 1, 1)
+    assert contests_of([first, long, short]) == Contests(1, 0, 1, 0, 1, 1.0)
+    assert contests_of([first, waited(0, 5, 9), waited(1, 4, 1)]) == Contests(1, 1, 1, 1, 1, 1.0)
     # Two run later on: by what is seen the engine had room for a second one at 4.
     beside = waited(6, 6.1, 0), waited(6, 6.1, 0)
     assert contests_of([first, long, short, *beside]) == Contests(1, 0)
@@ -123,6 +123,13 @@ def test_a_verdict_needs_contests_and_a_clear_picture() -> None:
     assert Contests(100, 0, 100, 0, LEAST_REQUESTS).obeys is False
     assert Contests(100, 0, 100, 0, LEAST_REQUESTS - 1).obeys is None
     assert Contests(100, 10, 100, 10, LEAST_REQUESTS).obeys is None
+
+
+def test_twenty_requests_are_enough_before_an_engine_of_four_slots() -> None:
+    """Which they fill five times; nineteen are not, nor twenty of five slots."""
+    assert Contests(100, 0, 100, 0, 20, 20 / 4).obeys is False
+    assert Contests(100, 0, 100, 0, 20, 20 / 5).obeys is None
+    assert Contests(100, 0, 100, 0, 19, 19 / 1).obeys is None
 
 
 def simulated(

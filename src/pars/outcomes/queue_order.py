@@ -34,6 +34,7 @@ from pars.outcomes.records import Outcome
 log = logging.getLogger("vllm.pars" if "vllm" in sys.modules else "pars")  # vLLM shows its own
 
 LEAST_CONTESTS, LEAST_REQUESTS = 50, 50
+FEW_REQUESTS, LEAST_FILLINGS = 20, 5  # are enough too, where they fill a small engine so often
 MOST_SHARE = 0.8  # of contests won: above, priorities are obeyed
 LEAST_SHARE, LEAST_SURE_SHARE = 0.02, 0.01  # below both, they are ignored
 APART_S = 0.05  # what begins closer together began as one: a step of the engine, a busy event loop
@@ -56,6 +57,7 @@ class Contests:
         num_won: In which it did. First come, first served it never does.
         num_sure, num_sure_won: Of those that say what the engine did.
         num_requests: That took part in sure ones: of the earlier or of the later, the fewer.
+        num_fillings: How many times those fill the engine.
     """
 
     num: int = 0
@@ -63,11 +65,12 @@ class Contests:
     num_sure: int = 0
     num_sure_won: int = 0
     num_requests: int = 0
+    num_fillings: float = 0.0
 
     @property
     def obeys(self) -> bool | None:
         """Whether the engine goes by priority; None: too few contests, or no clear picture."""
-        is_sure = self.num_sure >= LEAST_CONTESTS and self.num_requests >= LEAST_REQUESTS
+        is_sure = self.num_sure >= LEAST_CONTESTS and self._are_requests_enough
         share = self.num_won / max(self.num, 1)
         sure_share = self.num_sure_won / max(self.num_sure, 1)
         if (self.num >= LEAST_CONTESTS and share > MOST_SHARE) or (
@@ -75,6 +78,11 @@ class Contests:
         ):
             return True
         return False if is_sure and share < LEAST_SHARE and sure_share < LEAST_SURE_SHARE else None
+
+    @property
+    def _are_requests_enough(self) -> bool:
+        are_often = self.num_requests >= FEW_REQUESTS and self.num_fillings >= LEAST_FILLINGS
+        return are_often or self.num_requests >= LEAST_REQUESTS
 
     def __add__(self, other: Self) -> "Contests":
         return Contests(*map(sum, zip(astuple(self), astuple(other), strict=True)))
@@ -167,18 +175,21 @@ def _contests_in(queue: Sequence[Waited], running_since_s: Sequence[float]) -> C
     all_begin_s = np.append(begin_s, running_since_s)
     # An end may be seen some time after the next one's beginning, though it came first.
     early_s = np.minimum(APART_S, (end_s - begin_s) / 2)
-    full_s = _last_full(all_begin_s, end_s - early_s, left_s)
+    times_s, running = _running(all_begin_s, end_s - early_s)
+    full_s = _last_full(times_s, running, left_s)
     is_first_queued = np.where(is_won, full_s, full_s[:, None]) > np.maximum(
         joined_s[:, None], joined_s
     )
     is_second_queued = np.where(is_won, left_s[:, None] > begin_s, left_s > begin_s[:, None])
     is_sure = is_contest & is_first_queued & is_second_queued
+    num_requests = min(is_sure.any(axis=0).sum(), is_sure.any(axis=1).sum())
     return Contests(
         int(is_contest.sum()),
         int((is_contest & is_won).sum()),
         int(is_sure.sum()),
         int((is_sure & is_won).sum()),
-        int(min(is_sure.any(axis=0).sum(), is_sure.any(axis=1).sum())),
+        int(num_requests),
+        float(num_requests / running.max()),
     )
 
 
@@ -190,14 +201,18 @@ def _reading_s(waits_s: FloatArray, prompt_tokens: FloatArray) -> FloatArray:
     return known.min(axis=1)  # type: ignore[no-any-return]
 
 
-def _last_full(begin_s: FloatArray, end_s: FloatArray, until_s: FloatArray) -> FloatArray:
-    """When the engine last ran about as many as ever, until each of those times; -inf: never."""
+def _running(begin_s: FloatArray, end_s: FloatArray) -> tuple[FloatArray, NDArray[np.int64]]:
+    """The times at which a request began or ended, and how many ran from each of them on."""
     times_s = np.concatenate((end_s, begin_s))
     changes = np.repeat((-1, 1), (len(end_s), len(begin_s)))
     order = np.argsort(times_s, kind="stable")
-    running = np.cumsum(changes[order])
+    return times_s[order], np.cumsum(changes[order])
+
+
+def _last_full(times_s: FloatArray, running: NDArray[np.int64], until_s: FloatArray) -> FloatArray:
+    """When the engine last ran about as many as ever, until each of those times; -inf: never."""
     at = np.flatnonzero(running >= FULL * running.max())
-    times_s = np.append(times_s[order], np.inf)
+    times_s = np.append(times_s, np.inf)
     last = np.searchsorted(times_s[at], until_s, side="right") - 1
     return np.where(last < 0, -np.inf, np.minimum(until_s, times_s[at[last] + 1]))
 

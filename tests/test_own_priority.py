@@ -15,7 +15,7 @@ import pytest
 from gateways import gateway_to
 from pars.request.paths import UNGENERATING
 from pars.scheduling.dialects import DIALECTS
-from pars.serving.own_priority import reads_priority
+from pars.scheduling.stamping import reads_priority
 from pars.serving.replies import send_json
 
 from serving import answered_lifespan, serve_in_thread, whole_body
@@ -148,6 +148,14 @@ def test_vertex_s_priority_is_gone_where_none_is_set(
     with before("none", tmp_path) as (url, upstream):
         assert sent(url, "/vertex_generate", body) == 200
     assert json.loads(upstream.bodies[0])["parameters"] == parameters
+
+
+def test_vertex_s_door_may_have_any_path(tmp_path: Path) -> None:
+    """AIP_PREDICT_ROUTE names it: what generates there has no place before ours."""
+    body = b'{"instances": [{"text": "x"}], "parameters": {"priority":9, "a": 1.0}}'
+    with before("sglang", tmp_path) as (url, upstream):
+        assert sent(url, "/predict", body) == 200
+    assert upstream.bodies == [b'{"instances": [{"text": "x"}], "parameters": {"a": 1.0}}']
 
 
 def test_a_vertex_body_that_cannot_be_read_is_refused(tmp_path: Path) -> None:

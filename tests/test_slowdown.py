@@ -189,6 +189,38 @@ def test_an_empty_bucket_makes_everybody_ordinary():
     assert placed(lane, 1.0, 50.0).is_express  # nobody waits: the bucket is full again
 
 
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_a_burst_before_a_server_that_was_just_started_finds_a_full_bucket(is_shared: bool):
+    """It was full when nobody waited, however large it is: but nobody tells of other gateways."""
+    lane = MaxSlowdown(1.5, shares_engine=is_shared)
+    burst = [placed(lane, 100.0, 100.0) for _ in range(30)]
+    assert not any(place.is_express for place in burst)
+
+    for second in range(3):
+        serve(lane, burst[second], NOON_S + second)
+
+    assert (lane.bucket_ratio == 1.0) is not is_shared
+    # 300 in the last 2 s or since the first end, and four requests of 100
+    assert lane.capacity == pytest.approx(2.0 * 300.0 / 2.0 + 4 * 100.0, rel=0.2)
+
+
+def test_what_express_has_taken_is_not_filled_again_by_a_rate_that_goes_up_and_down():
+    """Only what grows beyond the most so far is: a bucket gives its capacity once."""
+    lane = MaxSlowdown(1.5)
+    ordinary = [placed(lane, 100.0, 100.0) for _ in range(300)]
+    now_s, given, work = NOON_S, 0.0, 0.0
+    most = 0.0
+    for index, place in enumerate(ordinary):
+        now_s += 0.1 if index // 20 % 2 else 3.0  # of two rates by turns
+        serve(lane, place, now_s)
+        work += 100.0
+        most = max(most, lane.capacity)
+        while (short := placed(lane, 1.0, 10.0, now_s - NOON_S)).is_express:
+            given += short.charged
+
+    assert given <= most + work / 3 + 100.0
+
+
 def learnt(max_slowdown: float) -> MaxSlowdown:
     """It has seen an engine do 100 units of work a second, in requests of 100."""
     lane = MaxSlowdown(max_slowdown)

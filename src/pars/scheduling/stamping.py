@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 from pars.request.body import TOO_MUCH, HeldBody, Message, Receive, Scope
-from pars.request.paths import reads_parameters
+from pars.request.paths import UNGENERATING, plain, reads_parameters
+from pars.request.prompts import reader_of
 from pars.scheduling.body_fields import with_field, without_inner
 from pars.scheduling.body_priority import PriorityAppender, with_priority, without_priority
 from pars.scheduling.dialects import DIALECT_HEADERS, TOP, Number, Path, Standing
@@ -44,7 +45,9 @@ def _in_body(
             content = body.content()
             if TOP not in fields:
                 content = without_priority(content)
-            if reads_parameters(scope["path"]) and IN_PARAMETERS not in fields:
+            # SGLang's door for Vertex AI has whatever path AIP_PREDICT_ROUTE says.
+            may_be_inside = reads_parameters(scope["path"]) or not reads_priority(scope["path"])
+            if may_be_inside and IN_PARAMETERS not in fields:
                 content = without_inner(content, IN_PARAMETERS[0])
             for path, value in fields.items():
                 content = (
@@ -58,6 +61,11 @@ def _in_body(
         receive = _appending(appender, body.replay(receive))
         return _lengthened(scope, appender.num_added_bytes), receive
     return scope, body.replay(receive)
+
+
+def reads_priority(path: str) -> bool:
+    """Whether engines read a priority in the body there, whatever the path does."""
+    return reader_of(path) is not None or plain(path).endswith(UNGENERATING)
 
 
 def unstamped(scope: Scope, body: HeldBody, receive: Receive) -> tuple[Scope, Receive]:

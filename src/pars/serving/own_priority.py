@@ -7,11 +7,10 @@ without it, and every other byte as it came.
 """
 
 from pars.request.body import TOO_MUCH, ASGIApp, HeldBody, Receive, Scope, Send
-from pars.request.paths import METHODS, UNGENERATING, plain, reads_parameters
-from pars.request.prompts import reader_of
+from pars.request.paths import METHODS, reads_parameters
 from pars.scheduling.body_priority import may_append
 from pars.scheduling.engines import Engine
-from pars.scheduling.stamping import unstamped
+from pars.scheduling.stamping import reads_priority, unstamped
 from pars.serving.asked import beside_loop
 from pars.serving.replies import send_error
 
@@ -19,11 +18,6 @@ NO_JSON = (b"multipart/", b"application/octet-stream", b"image/", b"audio/", b"v
 NOT_UTF8 = "a large body must be UTF-8 (RFC 8259, section 8.1): this one has another encoding"
 CODED = "a compressed body cannot be read here: send it as it is"
 NOT_HELD = "too large to be read here, which this path needs: PARS_MAX_BODY_BYTES is the bound"
-
-
-def reads_priority(path: str) -> bool:
-    """Whether engines read a priority in the body there, whatever the path does."""
-    return reader_of(path) is not None or plain(path).endswith(UNGENERATING)
 
 
 def may_have_own(scope: Scope, engine: Engine) -> bool:

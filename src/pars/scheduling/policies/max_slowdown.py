@@ -109,6 +109,7 @@ class MaxSlowdown(Policy):
         self._keys = Keys(bits)
         self.share = 1.0 - 1.0 / max_slowdown
         self.level = 0.0
+        self._most_capacity = 0.0  # since nobody waited
         self._shares_engine = shares_engine
         self.num_waiting = 0
         self.hindsight = Hindsight()
@@ -207,8 +208,20 @@ class MaxSlowdown(Policy):
             place.work = 0.0
         given_back = place.charged - place.work if place.charged else 0.0
         self._rate.see(place.work, now_s)
-        self.level = min(self.level + given_back + self.share * place.work, self.capacity)
+        self.level += given_back + self.share * place.work
+        if not self._shares_engine:
+            self._fill_what_grew()
+        self.level = min(self.level, self.capacity)
         place.charged -= given_back
+
+    def _fill_what_grew(self) -> None:
+        """
+        A bucket that was full when nobody waited is as large as the engine turns out to be fast: of
+        a server that was just started nothing is known yet.
+        """
+        if (grown := self.capacity - self._most_capacity) > 0:
+            self.level += grown
+            self._most_capacity += grown
 
     def _leave_line(self, place: Place) -> None:
         place.has_begun = True
@@ -237,7 +250,7 @@ class MaxSlowdown(Policy):
     def _may_pass(self, cost: float) -> bool:
         """Whether a request of that cost is express now."""
         if self.num_waiting == 0 and not self._shares_engine:
-            self.level = self.capacity
+            self.level = self._most_capacity = self.capacity
         if self.share == 1:
             return True
         return self.hindsight.is_useful and self._costs.below(cost) < self._share_now()
@@ -273,6 +286,7 @@ class _Rate:
     """The work that an engine is seen to do, in answer tokens a second, over about ten seconds."""
 
     MEMORY_S = 10.0
+    LEAST_S = BUCKET_S  # at the beginning: what was done within a moment is no rate
 
     def __init__(self) -> None:
         self._work = self._seconds = 0.0
@@ -280,7 +294,7 @@ class _Rate:
 
     @property
     def work_per_s(self) -> float:
-        return self._work / self._seconds if self._seconds > 0 else 0.0
+        return self._work / max(self._seconds, self.LEAST_S)
 
     def see(self, work: float, now_s: float) -> None:
         """So much was done, by now."""

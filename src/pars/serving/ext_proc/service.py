@@ -28,6 +28,7 @@ from pars.outcomes.metrics import ServeMetrics
 from pars.ranking.live_ranker import LiveRanker
 from pars.scheduling.dialects import DIRECT
 from pars.scheduling.engines import engine_of_host
+from pars.scheduling.stamping import reads_priority
 from pars.serving.ext_proc import messages_pb2 as pb
 from pars.serving.ext_proc.exchange import Exchange, Stamp, engine_side
 from pars.serving.ext_proc.lifespan import live
@@ -41,7 +42,6 @@ from pars.serving.ext_proc.told import (
 )
 from pars.serving.known_engine import KnownEngine
 from pars.serving.middleware import PriorityMiddleware
-from pars.serving.own_priority import reads_priority
 from pars.serving.settings import Settings
 
 log = logging.getLogger("pars")

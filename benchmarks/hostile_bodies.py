@@ -4,7 +4,7 @@ What hostile bodies cost the other clients of a gateway.
     python benchmarks/hostile_bodies.py [--seconds 3] [--engine vllm-body]
 
 A bystander asks for short completions, one after the other, while an attacker sends bodies of one
-megabyte (or of 32 kB, which are read on the event loop) that are dear to read, one as soon as the
+megabyte (or of 16 kB, which are read on the event loop) that are dear to read, one as soon as the
 last is answered. The bystander's delays are told
 beside those that it has alone, and beside harmless bodies of the same size: a megabyte takes its
 time to carry, whoever sends it. The upstream answers at once. The last line of stdout is one JSON.
@@ -22,7 +22,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 ROOM = 1_040_000
-SMALL = 32_700  # just small enough to be read on the event loop
+SMALL = 16_300  # just small enough to be read on the event loop
 LIMIT_MS = 20.0  # p99 that the project promises
 BODIES = {
     "nobody": b"",
@@ -39,10 +39,13 @@ BODIES = {
     "small messages": b'{"messages":['
     + b",".join([b'{"role":"user","content":"hi"}'] * (ROOM // 32))
     + b"]}",
+    "few lists of texts": b'{"model":"m","prompt":['
+    + b",".join([b'["%s"]' % (b"a" * 200)] * 4_990)
+    + b"]}",
     "small, empty lists": b'{"model":"m","prompt":[' + b"[]," * (SMALL // 3 - 20) + b"[]]}",
     "small, lists in lists": b'{"prompt":[' + b"[[[[]]]]," * (SMALL // 9 - 9) + b"[]]}",
     "small, repeated priority": b'{"model":"m",' + b'"priority":0,' * (SMALL // 13 - 9) + b'"n":1}',
-    "small, fields": b"{" + b",".join(b'"%d":0' % i for i in range(3600)) + b"}",
+    "small, fields": b"{" + b",".join(b'"%d":0' % i for i in range(1700)) + b"}",
 }
 SHORT = json.dumps({"model": "m", "prompt": "Name a sea.", "max_tokens": 9}).encode()
 

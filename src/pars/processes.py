@@ -2,8 +2,11 @@
 Work spread over the processes of one machine: each result as it is done; Ctrl-C ends them all.
 
     for done in spread(work, tasks, num_processes=None):
+
+And what a process that serves does before it begins: `leave_to_serve`.
 """
 
+import gc
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, wait
@@ -46,6 +49,17 @@ def spread(
             for future in ended:
                 yield future.result()
             running |= {executor.submit(work, it) for it in islice(rest, len(ended))}
+
+
+def leave_to_serve() -> None:
+    """
+    Keep what was loaded out of the garbage collector's way: nothing of it ends before the process.
+
+    The collector would go through all modules and models again and again, and stop everything for
+    20 ms each time (benchmarks/hostile_bodies.py).
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def num_cores() -> int:

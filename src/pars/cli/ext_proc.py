@@ -11,6 +11,7 @@ from pars.cli.logs import Say, set_up_logs, told_in_log
 from pars.cli.open_files import raise_open_files
 from pars.cli.serve import log_format_of, setting_option
 from pars.errors import ParsError
+from pars.processes import leave_to_serve
 from pars.serving.settings import Settings, unknown_variables
 
 log = logging.getLogger("pars")
@@ -86,6 +87,7 @@ async def _serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
+    leave_to_serve()
     async with service.listening(address) as open_port:
         say(f"Envoy is answered at {host}:{open_port} - stop with Ctrl-C")
         await stopped.wait()

@@ -17,6 +17,7 @@ import click
 from pars.cli.logs import Say, set_up_logs, told_in_log
 from pars.cli.open_files import raise_open_files
 from pars.errors import ParsError
+from pars.processes import leave_to_serve
 from pars.serving.settings import Settings, declared_settings, unknown_variables
 
 if TYPE_CHECKING:
@@ -347,6 +348,7 @@ def run_app(
     }
     server = uvicorn.Server(uvicorn.Config(app, **chosen))
     say(greeting.replace("{url}", f"http://{shown_host}:{open_port}"))
+    leave_to_serve()
     with listener, suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
     if not server.started:

@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 from pars.errors import ParsError, one_line
 from pars.ranking.batching import Batcher, BatcherClosed, QueueFull
 from pars.request.body import ByteBudget, HeldBody
-from pars.request.fields import SMALL_BYTES, is_too_much
+from pars.request.fields import is_too_much
 from pars.score_service.api import Operation
 
 log = logging.getLogger("pars.score_service.server")
@@ -30,6 +30,8 @@ _A = TypeVar("_A")
 _T = TypeVar("_T")
 WATCH_AFTER_S = 0.01
 MOST_PROBLEMS = 16  # that one answer names
+SMALL_BYTES = 1 << 15  # of a body that is read on the event loop, its faults told one by one
+MOST_CONTAINERS = 20_000  # lists and objects of a large body that Python's parser builds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +140,7 @@ class ScoreEndpoint:
             asked = msgspec.json.decode(body, type=self.operation.wire)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             is_wrong = isinstance(error, msgspec.ValidationError)
-            if len(body) > SMALL_BYTES and (is_wrong or is_too_much(body)):
+            if len(body) > SMALL_BYTES and (is_wrong or is_too_much(body, MOST_CONTAINERS)):
                 _refuse("json_invalid", [], one_line(error))
             return self._parse_slowly(body)
         if self.operation.list_field is not None:

@@ -80,8 +80,11 @@ async def read_asked(asked: Asked, path: str, headers: Headers, body: Body, show
     asked.request = unread_request(body.num_bytes)
     if body.outcome is not None:
         return
-    fields = await beside_loop(body.num_bytes, read_fields, body.content())
-    reader = reader_of(path)
+    await beside_loop(body.num_bytes, _read, asked, path, headers, body.content(), shown)
+
+
+def _read(asked: Asked, path: str, headers: Headers, content: bytes, shown: Shown) -> None:
+    fields, reader = read_fields(content), reader_of(path)
     if fields is None or reader is None:
         return
     asked.problem = "error"

@@ -8,6 +8,7 @@ And what a process that serves does before it begins: `leave_to_serve`.
 
 import gc
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, wait
 from contextlib import ExitStack
@@ -53,13 +54,15 @@ def spread(
 
 def leave_to_serve() -> None:
     """
-    Keep what was loaded out of the garbage collector's way: nothing of it ends before the process.
+    Before the event loop runs: see that little holds it up (benchmarks/hostile_bodies.py).
 
-    The collector would go through all modules and models again and again, and stop everything for
-    20 ms each time (benchmarks/hostile_bodies.py).
+    What was loaded is kept out of the garbage collector's way: nothing of it ends before the
+    process, and going through all modules and models takes 20 ms each time. And a thread that reads
+    a large body gives way after a millisecond, not after five.
     """
     gc.collect()
     gc.freeze()
+    sys.setswitchinterval(1e-3)
 
 
 def num_cores() -> int:

@@ -191,6 +191,7 @@ def measured(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 took_s[name].append(cpu_s(server.pid) - before_s)
         mib = {name: resident_mib(server.pid) for name, server in servers.items()}
         seen = servers["seen"]
+        load(seen, USUAL, MOST_REQUESTS)  # as many as are remembered are so by now
         looks = [resident_mib(seen.pid)]
         lines = [len(seen.get("/pars/metrics").splitlines())]
         for names in (NAMES[:NUM_NAMES], NAMES[NUM_NAMES:]):

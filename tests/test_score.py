@@ -311,7 +311,8 @@ def test_a_process_that_is_killed_is_said_and_what_was_done_stays(folder):
 
     assert done.returncode == 2
     assert "a process that scored was killed (out of memory?)" in done.stderr
-    assert (folder / "out" / "0000-00000.jsonl").exists()
+    # Each process has done some by then; the first part may be with the one that is killed.
+    assert list((folder / "out").glob("0000-0000?.jsonl"))
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])

@@ -214,8 +214,8 @@ def verdict(results: dict[str, dict[str, Any]]) -> None:
     speed = oracle["tokens_per_s"] / direct["tokens_per_s"]
     if abs(speed - 1) > MOST_APART:
         print(
-            f"the server did {speed:.2f} of direct's tokens a second in the oracle's run, and at this"
-            " load the backlog hangs on that: its gain, and shares of it, are no measure"
+            f"the server did {speed:.2f} of direct's tokens a second in the oracle's run, and at"
+            " this load the backlog hangs on that: its gain, and shares of it, are no measure"
         )
     parts = (("all", "ntpot_s"), ("the second half", "second_half_ntpot_s"))
     for part, name in parts if abs(speed - 1) <= MOST_APART else ():

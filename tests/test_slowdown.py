@@ -198,6 +198,7 @@ def test_a_burst_before_a_server_that_was_just_started_finds_a_full_bucket(is_sh
 
     for second in range(3):
         serve(lane, burst[second], NOON_S + second)
+        lane.correct(burst[second], 100.0)
 
     assert (lane.bucket_ratio == 1.0) is not is_shared
     # 300 in the last 2 s or since the first end, and four requests of 100
@@ -219,6 +220,22 @@ def test_what_express_has_taken_is_not_filled_again_by_a_rate_that_goes_up_and_d
             given += short.charged
 
     assert given <= most + work / 3 + 100.0
+
+
+def test_a_giant_that_waits_fills_nobodys_bucket():
+    """Whatever it asks for: what has ended says how fast the engine is."""
+    lane = learnt(1.5)
+    waiting = [placed(lane, 100.0, 100.0, 20.0) for _ in range(100)]
+    while placed(lane, 1.0, 1.0, 20.0).is_express:
+        pass
+    empty = lane.level
+
+    waiting += [placed(lane, work, work, 20.0) for work in (1e6, *[100.0] * 40)]
+    serve(lane, waiting[0], NOON_S + 20.0)
+    lane.correct(waiting[0], 100.0)
+
+    assert lane.capacity > 10_000.0
+    assert lane.level == pytest.approx(empty + 100.0 / 3)
 
 
 def learnt(max_slowdown: float) -> MaxSlowdown:

@@ -327,8 +327,7 @@ def test_a_flood_leaves_a_tenant_within_its_share_alone(
 ) -> None:
     """
     One sends a fifth of what the engine does, steadily; the other floods it at ten times its half.
-    No request of the first waits longer than some that are under way or were let pass take, and
-    what a bucket of each gateway holds, which is full at the beginning.
+    No request of the first waits longer than some that are under way or were let pass take.
     """
     chance, requests = random.Random(seed), []
     for _ in range(75):
@@ -349,7 +348,7 @@ def test_a_flood_leaves_a_tenant_within_its_share_alone(
         for (begin, _), (at, tenant, *_) in zip(times, requests, strict=True)
         if tenant == "good"
     )
-    assert waits[-1] <= 7.0  # the flood itself waits for minutes
+    assert waits[-1] <= 6.0  # the flood itself waits for minutes
     assert waits[len(waits) // 2] <= 1.0
 
 

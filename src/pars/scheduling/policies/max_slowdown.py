@@ -109,7 +109,7 @@ class MaxSlowdown(Policy):
         self._keys = Keys(bits)
         self.share = 1.0 - 1.0 / max_slowdown
         self.level = 0.0
-        self._most_capacity = 0.0  # since nobody waited
+        self._most_proven = 0.0  # of its capacity, since nobody waited
         self._shares_engine = shares_engine
         self.num_waiting = 0
         self.hindsight = Hindsight()
@@ -217,11 +217,13 @@ class MaxSlowdown(Policy):
     def _fill_what_grew(self) -> None:
         """
         A bucket that was full when nobody waited is as large as the engine turns out to be fast: of
-        a server that was just started nothing is known yet.
+        a server that was just started nothing is known yet. By what has ended: a request that asks
+        for much and waits enlarges the capacity, and gives nothing.
         """
-        if (grown := self.capacity - self._most_capacity) > 0:
+        proven = BUCKET_S * self._rate.work_per_s + BUCKET_REQUESTS * self._true_work
+        if (grown := proven - self._most_proven) > 0:
             self.level += grown
-            self._most_capacity += grown
+            self._most_proven += grown
 
     def _leave_line(self, place: Place) -> None:
         place.has_begun = True
@@ -250,7 +252,7 @@ class MaxSlowdown(Policy):
     def _may_pass(self, cost: float) -> bool:
         """Whether a request of that cost is express now."""
         if self.num_waiting == 0 and not self._shares_engine:
-            self.level = self._most_capacity = self.capacity
+            self.level = self._most_proven = self.capacity
         if self.share == 1:
             return True
         return self.hindsight.is_useful and self._costs.below(cost) < self._share_now()
